@@ -1,0 +1,1 @@
+//! What std lacks: clock, seeded randomness, digests, units.

@@ -1,0 +1,1 @@
+//! Batches: a deterministic, resumable slice of a dataset, as tensors.

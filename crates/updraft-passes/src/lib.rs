@@ -1,0 +1,1 @@
+//! Graph to Graph: gradient, optimizer, fold, fuse.

@@ -1,0 +1,1 @@
+//! Bytes that last: artifacts on an object store.

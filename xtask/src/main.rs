@@ -1,0 +1,3 @@
+//! Our chores as one program: `cargo xtask CHORE`.
+
+fn main() {}
