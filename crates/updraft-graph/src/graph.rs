@@ -1,0 +1,629 @@
+//! The graph: values, and nodes that make values from values.
+//!
+//! Values and nodes live in two arenas and are named by small ids. Every edit goes through a method here, which keeps
+//! the books: who produces a value, who consumes it, and which name belongs to whom. Nodes need not be stored in
+//! execution order; [`Graph::order`] gives one, always the same for the same graph.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+
+use crate::attribute::{Attribute, Attributes};
+use crate::dim::{Dim, known_shape};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
+
+/// Names a value of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(u32);
+
+/// Names a node of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+impl ValueId {
+    /// Position in the arena: dense, from 0.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl NodeId {
+    /// Position in the arena, from 0; removed nodes leave gaps.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What is known of a value before it exists.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum ValueType {
+    /// Nothing is known.
+    #[default]
+    Unknown,
+    /// A dense tensor.
+    Tensor(TensorType),
+    /// A tensor stored by its non-zero elements.
+    Sparse(TensorType),
+    /// A list of values of one type.
+    Sequence(Box<ValueType>),
+    /// A value or nothing.
+    Optional(Box<ValueType>),
+    /// Keys of one element type to values of one type.
+    Map(DType, Box<ValueType>),
+}
+
+/// What is known of a tensor before it exists.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TensorType {
+    /// The element type, if known.
+    pub dtype: Option<DType>,
+    /// The dimensions, if the rank is known.
+    pub shape: Option<Vec<Dim>>,
+}
+
+impl ValueType {
+    /// A tensor of known element type and rank.
+    pub fn tensor(dtype: DType, shape: Vec<Dim>) -> ValueType {
+        ValueType::Tensor(TensorType { dtype: Some(dtype), shape: Some(shape) })
+    }
+
+    /// The type of this very tensor.
+    pub fn of(tensor: &Tensor) -> ValueType {
+        ValueType::tensor(tensor.dtype(), crate::dim::dims(tensor.shape()))
+    }
+
+    /// The element type of a dense tensor, if known.
+    pub fn dtype(&self) -> Option<DType> {
+        match self {
+            ValueType::Tensor(t) => t.dtype,
+            _ => None,
+        }
+    }
+
+    /// The dimensions of a dense tensor, if its rank is known.
+    pub fn shape(&self) -> Option<&[Dim]> {
+        match self {
+            ValueType::Tensor(t) => t.shape.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// One value: made once, read any number of times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value {
+    /// Unique in its graph.
+    pub name: String,
+    /// What is known of it.
+    pub ty: ValueType,
+    /// Free text that a file carries along.
+    pub doc: String,
+    /// Key-value pairs that a file carries along.
+    pub metadata: Vec<(String, String)>,
+    constant: Option<Tensor>,
+    content: Option<Vec<Dim>>,
+    is_outer: bool,
+    producer: Option<(NodeId, usize)>,
+    consumers: Vec<NodeId>,
+}
+
+impl Value {
+    /// The tensor it always is, if it is an initializer.
+    pub fn constant(&self) -> Option<&Tensor> {
+        self.constant.as_ref()
+    }
+
+    /// Its elements as sizes that may be symbols, where inference found them (the output of `Shape`).
+    pub fn content(&self) -> Option<&[Dim]> {
+        self.content.as_deref()
+    }
+
+    /// Whether it belongs to the graph around this subgraph.
+    pub fn is_outer(&self) -> bool {
+        self.is_outer
+    }
+
+    /// The node that makes it, and which of that node's outputs it is.
+    pub fn producer(&self) -> Option<(NodeId, usize)> {
+        self.producer
+    }
+
+    /// The nodes that read it, once for each input that does.
+    pub fn consumers(&self) -> &[NodeId] {
+        &self.consumers
+    }
+}
+
+/// One use of an operator.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Node {
+    /// For people; may be empty and need not be unique.
+    pub name: String,
+    /// The operator set the operator belongs to; empty for ONNX's own.
+    pub domain: String,
+    /// The operator's ONNX name.
+    pub op: String,
+    /// Which overload of a model's function is meant; nearly always empty.
+    pub overload: String,
+    /// Inputs in the operator's order; `None` where an optional one is left out.
+    pub inputs: Vec<Option<ValueId>>,
+    /// Outputs in the operator's order; `None` where one is not wanted.
+    pub outputs: Vec<Option<ValueId>>,
+    /// The constants beside the inputs.
+    pub attributes: Attributes,
+    /// Free text that a file carries along.
+    pub doc: String,
+    /// Key-value pairs that a file carries along.
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Node {
+    /// How messages call the node: its name, or its operator and first output.
+    pub fn label(&self, graph: &Graph) -> String {
+        if !self.name.is_empty() {
+            return format!("{} ({})", self.name, self.op);
+        }
+        match self.outputs.iter().flatten().next() {
+            Some(v) => format!("{} -> {}", self.op, graph.value(*v).name),
+            None => self.op.clone(),
+        }
+    }
+}
+
+/// Our own operator set: gradients, updates and fused forms that ONNX does not have.
+pub const UPDRAFT_DOMAIN: &str = "ai.updraft";
+
+/// The ONNX operator set that passes write; [`upgrade` brings older graphs to it.
+pub const OPSET: u32 = 21;
+
+/// The newest ONNX operator set that the reader knows.
+pub const OPSET_MAX: u32 = 28;
+
+/// A network, or a whole training step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Graph {
+    /// For people.
+    pub name: String,
+    /// Free text that a file carries along.
+    pub doc: String,
+    /// Key-value pairs that a file carries along.
+    pub metadata: Vec<(String, String)>,
+    /// Version of each operator set the nodes are written in, by domain.
+    pub opsets: BTreeMap<String, u32>,
+    values: Vec<Value>,
+    nodes: Vec<Option<Node>>,
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+    names: HashMap<String, ValueId>,
+}
+
+/// What an edit or an ordering was refused for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// Two values would have one name.
+    #[error("value name {name:?} is used twice")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A value would be made twice.
+    #[error("value {value:?} is made by {first} and again by {second}")]
+    DuplicateProducer {
+        /// The value's name.
+        value: String,
+        /// Who makes it.
+        first: String,
+        /// Who else would.
+        second: String,
+    },
+    /// Nodes wait for one another.
+    #[error("nodes form a cycle: {}", nodes.join(" -> "))]
+    Cycle {
+        /// Labels of nodes on the cycle, in order.
+        nodes: Vec<String>,
+    },
+}
+
+impl Graph {
+    /// An empty graph in [`OPSET`] and our own operator set.
+    pub fn new(name: &str) -> Graph {
+        Graph {
+            name: name.to_owned(),
+            opsets: BTreeMap::from([(String::new(), OPSET), (UPDRAFT_DOMAIN.to_owned(), 1)]),
+            ..Graph::default()
+        }
+    }
+
+    /// The version of the operator set `domain`; ONNX's own is `""`, and files may call it `ai.onnx`.
+    pub fn opset(&self, domain: &str) -> Option<u32> {
+        match domain {
+            "" | "ai.onnx" => self.opsets.get("").or_else(|| self.opsets.get("ai.onnx")).copied(),
+            other => self.opsets.get(other).copied(),
+        }
+    }
+
+    /// Adds a value with a name that must be free.
+    pub fn add_value(&mut self, name: &str, ty: ValueType) -> Result<ValueId, GraphError> {
+        if self.names.contains_key(name) {
+            return Err(GraphError::DuplicateName { name: name.to_owned() });
+        }
+        Ok(self.push_value(name.to_owned(), ty))
+    }
+
+    /// Adds a value named after `hint`, with a number behind it where that is taken.
+    pub fn fresh_value(&mut self, hint: &str, ty: ValueType) -> ValueId {
+        let name = self.free_name(hint);
+        self.push_value(name, ty)
+    }
+
+    fn free_name(&self, hint: &str) -> String {
+        if !hint.is_empty() && !self.names.contains_key(hint) {
+            return hint.to_owned();
+        }
+        let stem = if hint.is_empty() { "v" } else { hint };
+        // Starting at the arena's size finds a free number at once in the usual case.
+        (self.values.len()..)
+            .map(|i| format!("{stem}_{i}"))
+            .find(|name| !self.names.contains_key(name))
+            .unwrap_or_default()
+    }
+
+    fn push_value(&mut self, name: String, ty: ValueType) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        self.names.insert(name.clone(), id);
+        self.values.push(Value {
+            name,
+            ty,
+            doc: String::new(),
+            metadata: Vec::new(),
+            constant: None,
+            content: None,
+            is_outer: false,
+            producer: None,
+            consumers: Vec::new(),
+        });
+        id
+    }
+
+    /// Adds a graph input.
+    pub fn add_input(&mut self, name: &str, ty: ValueType) -> Result<ValueId, GraphError> {
+        let id = self.add_value(name, ty)?;
+        self.inputs.push(id);
+        Ok(id)
+    }
+
+    /// Adds an initializer: a value that always is `tensor`. The name may get a number behind it.
+    pub fn add_constant(&mut self, hint: &str, tensor: Tensor) -> ValueId {
+        let id = self.fresh_value(hint, ValueType::of(&tensor));
+        self.values[id.index()].constant = Some(tensor);
+        id
+    }
+
+    /// Adds, in a subgraph, a value that belongs to the graph around it.
+    pub fn add_outer(&mut self, name: &str, ty: ValueType) -> Result<ValueId, GraphError> {
+        let id = self.add_value(name, ty)?;
+        self.values[id.index()].is_outer = true;
+        Ok(id)
+    }
+
+    /// Makes an existing value a graph input.
+    pub fn push_input(&mut self, value: ValueId) {
+        self.inputs.push(value);
+    }
+
+    /// Makes an existing value a graph output. A value may be an output more than once.
+    pub fn push_output(&mut self, value: ValueId) {
+        self.outputs.push(value);
+    }
+
+    /// Replaces the list of graph inputs.
+    pub fn set_inputs(&mut self, inputs: Vec<ValueId>) {
+        self.inputs = inputs;
+    }
+
+    /// Replaces the list of graph outputs.
+    pub fn set_outputs(&mut self, outputs: Vec<ValueId>) {
+        self.outputs = outputs;
+    }
+
+    /// Makes a value an initializer, replaces its tensor, or (with `None`) stops it being one.
+    pub fn set_constant(&mut self, value: ValueId, tensor: Option<Tensor>) {
+        if let Some(tensor) = &tensor {
+            self.values[value.index()].ty = ValueType::of(tensor);
+        }
+        self.values[value.index()].constant = tensor;
+    }
+
+    /// Gives a value another name, which must be free.
+    pub fn rename(&mut self, value: ValueId, name: &str) -> Result<(), GraphError> {
+        if self.names.get(name).is_some_and(|other| *other != value) {
+            return Err(GraphError::DuplicateName { name: name.to_owned() });
+        }
+        let old = std::mem::replace(&mut self.values[value.index()].name, name.to_owned());
+        self.names.remove(&old);
+        self.names.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// Adds a node; its outputs must not have a producer yet.
+    pub fn add_node(&mut self, node: Node) -> Result<NodeId, GraphError> {
+        for v in node.outputs.iter().flatten() {
+            if let Some((first, _)) = self.values[v.index()].producer {
+                return Err(GraphError::DuplicateProducer {
+                    value: self.values[v.index()].name.clone(),
+                    first: self.node(first).label(self),
+                    second: node.label(self),
+                });
+            }
+        }
+        let id = NodeId(self.nodes.len() as u32);
+        for v in node.inputs.iter().flatten() {
+            self.values[v.index()].consumers.push(id);
+        }
+        for (i, v) in node.outputs.iter().enumerate() {
+            if let Some(v) = v {
+                self.values[v.index()].producer = Some((id, i));
+            }
+        }
+        self.nodes.push(Some(node));
+        Ok(id)
+    }
+
+    /// Removes a node; the values it made stay, without a producer.
+    pub fn remove_node(&mut self, id: NodeId) -> Option<Node> {
+        let node = self.nodes.get_mut(id.index())?.take()?;
+        for v in node.inputs.iter().flatten() {
+            let consumers = &mut self.values[v.index()].consumers;
+            if let Some(at) = consumers.iter().position(|c| *c == id) {
+                consumers.remove(at);
+            }
+        }
+        for v in node.outputs.iter().flatten() {
+            self.values[v.index()].producer = None;
+        }
+        Some(node)
+    }
+
+    /// Replaces one input of a node.
+    pub fn set_node_input(&mut self, id: NodeId, index: usize, value: Option<ValueId>) {
+        let Some(node) = self.nodes[id.index()].as_mut() else { return };
+        if node.inputs.len() <= index {
+            node.inputs.resize(index + 1, None);
+        }
+        let old = std::mem::replace(&mut node.inputs[index], value);
+        if let Some(old) = old {
+            let consumers = &mut self.values[old.index()].consumers;
+            if let Some(at) = consumers.iter().position(|c| *c == id) {
+                consumers.remove(at);
+            }
+        }
+        if let Some(new) = value {
+            self.values[new.index()].consumers.push(id);
+        }
+    }
+
+    /// Lets every reader of `old`, and the graph's outputs, read `new`. Readers inside subgraphs refer by name and
+    /// are not changed.
+    pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {
+        let consumers = std::mem::take(&mut self.values[old.index()].consumers);
+        for id in &consumers {
+            if let Some(node) = self.nodes[id.index()].as_mut() {
+                for input in node.inputs.iter_mut().filter(|i| **i == Some(old)) {
+                    *input = Some(new);
+                }
+            }
+        }
+        self.values[new.index()].consumers.extend(consumers);
+        for output in self.outputs.iter_mut().filter(|o| **o == old) {
+            *output = new;
+        }
+    }
+
+    /// A value by id.
+    ///
+    /// # Panics
+    /// If the id is of another graph.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    /// A value's type, documentation and metadata, for editing; names change by [`Graph::rename`].
+    pub fn set_type(&mut self, id: ValueId, ty: ValueType) {
+        self.values[id.index()].ty = ty;
+    }
+
+    /// Sets what inference found of a small integer tensor's elements.
+    pub(crate) fn set_content(&mut self, id: ValueId, content: Option<Vec<Dim>>) {
+        self.values[id.index()].content = content;
+    }
+
+    /// Sets the free text and the pairs that a file carries along with a value.
+    pub fn set_value_notes(&mut self, id: ValueId, doc: String, metadata: Vec<(String, String)>) {
+        let value = &mut self.values[id.index()];
+        value.doc = doc;
+        value.metadata = metadata;
+    }
+
+    /// A node by id.
+    ///
+    /// # Panics
+    /// If the node was removed or the id is of another graph.
+    pub fn node(&self, id: NodeId) -> &Node {
+        self.nodes[id.index()].as_ref().expect("node was removed")
+    }
+
+    /// A node's attributes, for editing.
+    ///
+    /// # Panics
+    /// If the node was removed or the id is of another graph.
+    pub fn attributes_mut(&mut self, id: NodeId) -> &mut Attributes {
+        &mut self.nodes[id.index()].as_mut().expect("node was removed").attributes
+    }
+
+    /// Gives a node another name.
+    ///
+    /// # Panics
+    /// If the node was removed or the id is of another graph.
+    pub fn rename_node(&mut self, id: NodeId, name: &str) {
+        self.nodes[id.index()].as_mut().expect("node was removed").name = name.to_owned();
+    }
+
+    /// All nodes that are still there, oldest first.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().filter_map(|(i, n)| Some((NodeId(i as u32), n.as_ref()?)))
+    }
+
+    /// All values, oldest first, also those that nothing reads.
+    pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values.iter().enumerate().map(|(i, v)| (ValueId(i as u32), v))
+    }
+
+    /// How many values there are; ids are below this.
+    pub fn value_count(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The value of this name.
+    pub fn find(&self, name: &str) -> Option<ValueId> {
+        self.names.get(name).copied()
+    }
+
+    /// The graph's inputs, in order. An input that is also an initializer has a default.
+    pub fn inputs(&self) -> &[ValueId] {
+        &self.inputs
+    }
+
+    /// The graph's outputs, in order.
+    pub fn outputs(&self) -> &[ValueId] {
+        &self.outputs
+    }
+
+    /// The initializers, oldest first.
+    pub fn constants(&self) -> impl Iterator<Item = (ValueId, &Tensor)> {
+        self.values().filter_map(|(id, v)| Some((id, v.constant.as_ref()?)))
+    }
+
+    /// The element type of a value, if known.
+    pub fn dtype(&self, id: ValueId) -> Option<DType> {
+        self.value(id).ty.dtype()
+    }
+
+    /// The dimensions of a value, if its rank is known.
+    pub fn shape(&self, id: ValueId) -> Option<&[Dim]> {
+        self.value(id).ty.shape()
+    }
+
+    /// The dimensions of a value, if all are known.
+    pub fn known_shape(&self, id: ValueId) -> Option<Vec<usize>> {
+        known_shape(self.shape(id)?)
+    }
+
+    /// All nodes such that each comes after what it reads, and otherwise oldest first.
+    pub fn order(&self) -> Result<Vec<NodeId>, GraphError> {
+        let dependencies = |node: &Node| -> Vec<NodeId> {
+            let mut read: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+            self.collect_captures(node, &mut read);
+            read.iter().filter_map(|v| self.value(*v).producer).map(|(n, _)| n).collect()
+        };
+        let mut waiting = vec![0usize; self.nodes.len()];
+        let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); self.nodes.len()];
+        let mut ready = BinaryHeap::new();
+        for (id, node) in self.nodes() {
+            let needs = dependencies(node);
+            waiting[id.index()] = needs.len();
+            if needs.is_empty() {
+                ready.push(Reverse(id));
+            }
+            for need in needs {
+                readers[need.index()].push(id);
+            }
+        }
+        let mut order = Vec::new();
+        while let Some(Reverse(id)) = ready.pop() {
+            order.push(id);
+            for reader in &readers[id.index()] {
+                waiting[reader.index()] -= 1;
+                if waiting[reader.index()] == 0 {
+                    ready.push(Reverse(*reader));
+                }
+            }
+        }
+        if order.len() == self.nodes().count() {
+            return Ok(order);
+        }
+        // Every node left waits for another that is left: walking back must come round.
+        let mut path: Vec<NodeId> = Vec::new();
+        let mut at = self.nodes().map(|(id, _)| id).find(|id| waiting[id.index()] > 0);
+        while let Some(id) = at {
+            if let Some(start) = path.iter().position(|p| *p == id) {
+                path.drain(..start);
+                break;
+            }
+            path.push(id);
+            at = dependencies(self.node(id)).into_iter().find(|d| waiting[d.index()] > 0);
+        }
+        path.reverse();
+        Err(GraphError::Cycle { nodes: path.iter().map(|id| self.node(*id).label(self)).collect() })
+    }
+
+    /// Appends the values of this graph that the subgraphs of `node` read.
+    pub fn collect_captures(&self, node: &Node, out: &mut Vec<ValueId>) {
+        for (_, attribute) in node.attributes.iter() {
+            let graphs: &[Graph] = match attribute {
+                Attribute::Graph(g) => std::slice::from_ref(g),
+                Attribute::Graphs(g) => g,
+                _ => continue,
+            };
+            for (_, value) in graphs.iter().flat_map(Graph::values).filter(|(_, v)| v.is_outer) {
+                if let Some(id) = self.find(&value.name) {
+                    out.push(id);
+                }
+            }
+        }
+    }
+
+    /// Drops nodes that no output needs and values that nothing names, renumbering both; nodes come in execution
+    /// order. Graph inputs stay.
+    pub fn prune(&mut self) -> Result<(), GraphError> {
+        let order = self.order()?;
+        let mut live = vec![false; self.values.len()];
+        for v in self.outputs.iter().chain(&self.inputs) {
+            live[v.index()] = true;
+        }
+        let mut kept = Vec::new();
+        for id in order.into_iter().rev() {
+            let node = self.node(id);
+            if node.outputs.iter().flatten().any(|v| live[v.index()]) {
+                let mut read: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+                self.collect_captures(node, &mut read);
+                for v in read.iter().chain(node.outputs.iter().flatten()) {
+                    live[v.index()] = true;
+                }
+                kept.push(id);
+            }
+        }
+        kept.reverse();
+        let mut new_ids: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let mut values = Vec::new();
+        for (i, value) in std::mem::take(&mut self.values).into_iter().enumerate() {
+            if live[i] {
+                new_ids[i] = Some(ValueId(values.len() as u32));
+                values.push(Value { producer: None, consumers: Vec::new(), ..value });
+            }
+        }
+        self.names = values.iter().enumerate().map(|(i, v)| (v.name.clone(), ValueId(i as u32))).collect();
+        self.values = values;
+        let map = |v: &ValueId| new_ids[v.index()];
+        self.inputs = self.inputs.iter().filter_map(map).collect();
+        self.outputs = self.outputs.iter().filter_map(map).collect();
+        let mut nodes = std::mem::take(&mut self.nodes);
+        for id in kept {
+            let Some(mut node) = nodes[id.index()].take() else { continue };
+            for v in node.inputs.iter_mut().chain(node.outputs.iter_mut()) {
+                *v = v.and_then(|v| new_ids[v.index()]);
+            }
+            self.add_node(node)?;
+        }
+        Ok(())
+    }
+}

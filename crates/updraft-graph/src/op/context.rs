@@ -1,0 +1,355 @@
+//! What an operator's facts are given: views of one node and its operands.
+
+use std::ops::Deref;
+
+use crate::attribute::Attributes;
+use crate::dim::{Dim, dims};
+use crate::dtype::DType;
+use crate::graph::{Graph, Node, ValueId};
+use crate::op::{OpError, show_shape};
+use crate::tensor::Tensor;
+
+/// How many operands an operator takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arity {
+    /// Fewest inputs; later ones are optional.
+    pub inputs_min: usize,
+    /// Most inputs; `usize::MAX` where any number may follow.
+    pub inputs_max: usize,
+    /// Fewest outputs.
+    pub outputs_min: usize,
+    /// Most outputs.
+    pub outputs_max: usize,
+}
+
+impl Arity {
+    /// Exactly `inputs` inputs and one output.
+    pub const fn exact(inputs: usize) -> Arity {
+        Arity::range(inputs, inputs)
+    }
+
+    /// From `min` to `max` inputs and one output.
+    pub const fn range(min: usize, max: usize) -> Arity {
+        Arity { inputs_min: min, inputs_max: max, outputs_min: 1, outputs_max: 1 }
+    }
+
+    /// The same with another range of outputs.
+    pub const fn outputs(self, min: usize, max: usize) -> Arity {
+        Arity { outputs_min: min, outputs_max: max, ..self }
+    }
+}
+
+/// What every fact may look at: the node and the version of its operator set.
+#[derive(Clone, Copy)]
+pub struct OpView<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Version of the operator set of the node's domain.
+    pub opset: u32,
+}
+
+impl<'a> OpView<'a> {
+    /// The view of a node in its graph.
+    pub fn new(graph: &Graph, node: &'a Node) -> OpView<'a> {
+        OpView { node, opset: graph.opset(&node.domain).unwrap_or(1) }
+    }
+
+    /// The node's attributes.
+    pub fn attributes(&self) -> &'a Attributes {
+        &self.node.attributes
+    }
+
+    /// How many outputs the node lists, wanted or not.
+    pub fn output_count(&self) -> usize {
+        self.node.outputs.len()
+    }
+
+    /// Whether an output is wanted.
+    pub fn wants(&self, output: usize) -> bool {
+        self.node.outputs.get(output).is_some_and(Option::is_some)
+    }
+}
+
+/// What is known of one value while types and shapes are worked out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Fact {
+    /// The element type, if known.
+    pub dtype: Option<DType>,
+    /// The dimensions, if the rank is known.
+    pub shape: Option<Vec<Dim>>,
+    /// The elements of a small integer tensor as sizes that may be symbols: what `Shape` makes and `Reshape` reads.
+    pub content: Option<Vec<Dim>>,
+}
+
+impl Fact {
+    /// A tensor of known type and rank.
+    pub fn tensor(dtype: Option<DType>, shape: Vec<Dim>) -> Fact {
+        Fact { dtype, shape: Some(shape), content: None }
+    }
+
+    /// A tensor of known type and unknown rank.
+    pub fn of_dtype(dtype: Option<DType>) -> Fact {
+        Fact { dtype, shape: None, content: None }
+    }
+
+    /// The same fact with known content.
+    pub fn with_content(self, content: Option<Vec<Dim>>) -> Fact {
+        Fact { content, ..self }
+    }
+}
+
+/// One input while types and shapes are worked out.
+#[derive(Debug, Clone)]
+pub struct InputFact<'a> {
+    /// What is known of it.
+    pub fact: Fact,
+    /// Its elements, if they are constant.
+    pub constant: Option<&'a Tensor>,
+}
+
+impl Deref for InputFact<'_> {
+    type Target = Fact;
+    fn deref(&self) -> &Fact {
+        &self.fact
+    }
+}
+
+impl InputFact<'_> {
+    /// The rank, if known.
+    pub fn rank(&self) -> Option<usize> {
+        self.fact.shape.as_ref().map(Vec::len)
+    }
+
+    /// The elements of a constant integer tensor.
+    pub fn constant_ints(&self) -> Result<Option<Vec<i64>>, OpError> {
+        Ok(match (self.constant, &self.fact.content) {
+            (Some(t), _) => Some(t.to_i64()?),
+            (None, Some(content)) => content.iter().map(|d| d.known().and_then(|n| i64::try_from(n).ok())).collect(),
+            (None, None) => None,
+        })
+    }
+
+    /// The elements of a small integer tensor as sizes: constant ones that are not negative, or symbolic ones.
+    pub fn content(&self) -> Option<Vec<Dim>> {
+        if let Some(content) = &self.fact.content {
+            return Some(content.clone());
+        }
+        let t = self.constant.filter(|t| t.dtype().is_integer() && t.rank() <= 1 && t.len() <= 64)?;
+        t.to_i64().ok()?.into_iter().map(|v| usize::try_from(v).ok().map(Dim::Known)).collect()
+    }
+}
+
+/// A node whose outputs' types and shapes are to be worked out.
+pub struct Infer<'a> {
+    /// The node.
+    pub view: OpView<'a>,
+    /// Its inputs; `None` where left out.
+    pub inputs: Vec<Option<InputFact<'a>>>,
+}
+
+impl<'a> Deref for Infer<'a> {
+    type Target = OpView<'a>;
+    fn deref(&self) -> &OpView<'a> {
+        &self.view
+    }
+}
+
+impl<'a> Infer<'a> {
+    /// The view of a node whose inputs' types are in the graph.
+    pub fn new(graph: &'a Graph, node: &'a Node) -> Infer<'a> {
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|v| {
+                v.map(|v| {
+                    let value = graph.value(v);
+                    // An initializer that is also a graph input is only a default.
+                    let constant = value.constant().filter(|_| !graph.inputs().contains(&v));
+                    let fact = match constant {
+                        Some(t) => Fact::tensor(Some(t.dtype()), dims(t.shape())),
+                        None => Fact {
+                            dtype: value.ty.dtype(),
+                            shape: value.ty.shape().map(<[Dim]>::to_vec),
+                            content: value.content().map(<[Dim]>::to_vec),
+                        },
+                    };
+                    InputFact { fact, constant }
+                })
+            })
+            .collect();
+        Infer { view: OpView::new(graph, node), inputs }
+    }
+
+    /// An input that must be there.
+    pub fn input(&self, index: usize, expected: &'static str) -> Result<&InputFact<'a>, OpError> {
+        self.optional(index).ok_or(OpError::MissingInput { index, expected })
+    }
+
+    /// An input that may be left out.
+    pub fn optional(&self, index: usize) -> Option<&InputFact<'a>> {
+        self.inputs.get(index)?.as_ref()
+    }
+
+    /// The element type of an input, if known.
+    pub fn dtype(&self, index: usize) -> Option<DType> {
+        self.optional(index)?.dtype
+    }
+
+    /// The dimensions of an input, if its rank is known.
+    pub fn shape(&self, index: usize) -> Option<&[Dim]> {
+        self.optional(index)?.shape.as_deref()
+    }
+
+    /// An error unless the input's rank, where known, is `rank`.
+    pub fn expect_rank(&self, index: usize, rank: usize, what: &str) -> Result<(), OpError> {
+        match self.shape(index) {
+            Some(shape) if shape.len() != rank => {
+                Err(OpError::shape(format!("{what} must have rank {rank}, found shape {}", show_shape(shape))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Runs the subgraphs of a node during reference evaluation.
+pub trait EvalScope {
+    /// The outputs of a subgraph for these inputs, with values of the graphs around it in sight.
+    fn run(&self, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>, OpError>;
+}
+
+/// A node whose outputs are to be computed by definition.
+pub struct Eval<'a> {
+    /// The node.
+    pub view: OpView<'a>,
+    /// Its inputs; `None` where left out.
+    pub inputs: Vec<Option<&'a Tensor>>,
+    /// For operators with subgraphs.
+    pub scope: &'a dyn EvalScope,
+}
+
+impl<'a> Deref for Eval<'a> {
+    type Target = OpView<'a>;
+    fn deref(&self) -> &OpView<'a> {
+        &self.view
+    }
+}
+
+impl<'a> Eval<'a> {
+    /// An input that must be there.
+    pub fn input(&self, index: usize) -> Result<&'a Tensor, OpError> {
+        self.optional(index).ok_or(OpError::MissingInput { index, expected: "a tensor" })
+    }
+
+    /// An input that may be left out.
+    pub fn optional(&self, index: usize) -> Option<&'a Tensor> {
+        self.inputs.get(index).copied().flatten()
+    }
+}
+
+/// A node through which gradients flow back, and the graph to build them in.
+pub struct Gradient<'a> {
+    /// The graph; new nodes read the forward pass's values directly.
+    pub graph: &'a mut Graph,
+    /// The forward node.
+    pub node: Node,
+    /// Gradient of the loss with respect to each output; `None` where the loss does not depend on it.
+    pub grads: Vec<Option<ValueId>>,
+    /// Whether the gradient with respect to each input is asked for.
+    pub wanted: Vec<bool>,
+}
+
+impl Gradient<'_> {
+    /// The forward value of an input that must be there.
+    pub fn input(&self, index: usize) -> Result<ValueId, OpError> {
+        self.optional(index).ok_or(OpError::MissingInput { index, expected: "a tensor" })
+    }
+
+    /// The forward value of an input that may be left out.
+    pub fn optional(&self, index: usize) -> Option<ValueId> {
+        self.node.inputs.get(index).copied().flatten()
+    }
+
+    /// The forward value of an output. One that the forward pass did not want is added to the node.
+    pub fn output(&mut self, index: usize) -> Result<ValueId, OpError> {
+        match self.node.outputs.get(index).copied().flatten() {
+            Some(v) => Ok(v),
+            None => Err(OpError::value(format!("output {index} of {} is not kept for the gradient", self.node.op))),
+        }
+    }
+
+    /// The gradient with respect to the first output.
+    pub fn grad(&self) -> Result<ValueId, OpError> {
+        self.grads
+            .first()
+            .copied()
+            .flatten()
+            .ok_or_else(|| OpError::value("the loss does not depend on the first output"))
+    }
+
+    /// Whether the gradient of an input is asked for.
+    pub fn wants(&self, index: usize) -> bool {
+        self.wanted.get(index).copied().unwrap_or(false)
+    }
+
+    /// Adds a node of ONNX's operator set and returns its first output.
+    pub fn op(&mut self, op: &str, inputs: &[ValueId]) -> Result<ValueId, OpError> {
+        self.graph.op(op, inputs, Attributes::new())
+    }
+
+    /// [`op`](Gradient::op) with attributes.
+    pub fn op_with(
+        &mut self,
+        op: &str,
+        inputs: &[ValueId],
+        attributes: impl Into<Attributes>,
+    ) -> Result<ValueId, OpError> {
+        self.graph.op(op, inputs, attributes)
+    }
+
+    /// A constant scalar of the element type of `like`.
+    pub fn scalar_like(&mut self, value: f64, like: ValueId) -> Result<ValueId, OpError> {
+        let dtype = self.graph.dtype(like).ok_or_else(|| self.unknown_type(like))?;
+        let tensor = Tensor::from_f64(dtype, &[], &[value])?;
+        Ok(self.graph.add_constant("constant", tensor))
+    }
+
+    /// The dimensions of a value; gradients need to know ranks.
+    pub fn shape(&self, value: ValueId) -> Result<Vec<Dim>, OpError> {
+        Ok(self.graph.shape(value).ok_or_else(|| self.unknown_type(value))?.to_vec())
+    }
+
+    fn unknown_type(&self, value: ValueId) -> OpError {
+        OpError::shape(format!("the gradient needs type and rank of {:?}", self.graph.value(value).name))
+    }
+
+    /// Sums `grad` over the axes along which `like` was broadcast, so that it has the shape of `like`.
+    pub fn sum_to(&mut self, grad: ValueId, like: ValueId) -> Result<ValueId, OpError> {
+        let (from, to) = (self.shape(grad)?, self.shape(like)?);
+        let lead = from.len().saturating_sub(to.len());
+        let mut out = grad;
+        let stretched: Vec<i64> = (0..to.len())
+            .filter(|i| to[*i] == Dim::Known(1) && from[lead + i] != Dim::Known(1))
+            .map(|i| (lead + i) as i64)
+            .collect();
+        if !stretched.is_empty() {
+            out = self.reduce_sum(out, &stretched, true)?;
+        }
+        if lead > 0 {
+            let axes: Vec<i64> = (0..lead as i64).collect();
+            out = self.reduce_sum(out, &axes, false)?;
+        }
+        Ok(out)
+    }
+
+    /// The sum over some axes.
+    pub fn reduce_sum(&mut self, value: ValueId, axes: &[i64], keep_dims: bool) -> Result<ValueId, OpError> {
+        let axes = self.graph.add_constant("axes", Tensor::vector(axes));
+        self.op_with("ReduceSum", &[value, axes], [("keepdims", i64::from(keep_dims).into())])
+    }
+
+    /// `value` with the shape of `like`, which has as many elements.
+    pub fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, OpError> {
+        let shape = self.op("Shape", &[like])?;
+        self.op("Reshape", &[value, shape])
+    }
+}
