@@ -1,0 +1,90 @@
+//! What can go wrong with a store.
+
+use updraft_base::Digest;
+
+/// An error of a [`Store`](crate::Store); the cause, where there is one, is its source.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be used at all.
+    #[error("cannot open the store at {dir}")]
+    Open {
+        /// The folder or service.
+        dir: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store does not hold this.
+    #[error("the store has no {what}")]
+    NotFound {
+        /// What was asked for.
+        what: String,
+    },
+    /// Content that is not what its name says.
+    #[error("{object} is corrupt: its {size_bytes} bytes have the digest {found}, not {expected}")]
+    Corrupt {
+        /// The object in the store.
+        object: String,
+        /// The digest it is named by.
+        expected: Digest,
+        /// The digest of the bytes.
+        found: Digest,
+        /// How many bytes there are.
+        size_bytes: u64,
+    },
+    /// A manifest or pointer that cannot be understood.
+    #[error("{object} is damaged: {reason}")]
+    Malformed {
+        /// The object in the store.
+        object: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A manifest or pointer of another version.
+    #[error("{object} has format {found}; this version reads format {known}")]
+    Format {
+        /// The object in the store.
+        object: String,
+        /// Its version.
+        found: u64,
+        /// The version that is read.
+        known: u64,
+    },
+    /// Something among the manifests that no store has written.
+    #[error("{object} does not belong in a store")]
+    Stray {
+        /// The object in the store.
+        object: String,
+    },
+    /// A name that could not be part of a path.
+    #[error("`{name}` is not a {what}: use letters, digits, `.`, `_` and `-`")]
+    Name {
+        /// What was to be named.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// An artifact was to be kept whose parent is unknown.
+    #[error("cannot keep an artifact of kind `{kind}`: its parent {parent} is not in the store")]
+    MissingParent {
+        /// The kind of the artifact.
+        kind: String,
+        /// The digest of the parent.
+        parent: Digest,
+    },
+    /// Writing failed; nothing is half-written.
+    #[error("cannot write {object}")]
+    Write {
+        /// The object in the store.
+        object: String,
+        /// The cause.
+        source: object_store::Error,
+    },
+    /// Reading failed.
+    #[error("cannot read {object}")]
+    Read {
+        /// The object in the store.
+        object: String,
+        /// The cause.
+        source: object_store::Error,
+    },
+}
