@@ -212,7 +212,8 @@ impl Store {
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, object: &str) -> Result<Option<T>, StoreError> {
         let Some(text) = self.read(object)? else { return Ok(None) };
-        let malformed = |e: serde_json::Error| StoreError::Malformed { object: object.to_owned(), reason: e.to_string() };
+        let malformed =
+            |e: serde_json::Error| StoreError::Malformed { object: object.to_owned(), reason: e.to_string() };
         // The version first: a file of another version need not have the fields of this one.
         let FormatOnly { format } = serde_json::from_slice(&text).map_err(malformed)?;
         if format != FORMAT {

@@ -36,7 +36,8 @@ fn an_artifact_comes_back_with_bytes_and_origin() {
 #[test]
 fn an_origin_is_found_whatever_the_order_of_its_keys_and_only_if_nothing_in_it_changed() {
     on_each_store(|store| {
-        let artifact = store.put(&origin("model", json!({"a": 1, "b": {"c": 2, "d": 3}}), &[]), "x", Map::new()).unwrap();
+        let artifact =
+            store.put(&origin("model", json!({"a": 1, "b": {"c": 2, "d": 3}}), &[]), "x", Map::new()).unwrap();
         let parent = artifact.digest;
         let same = origin("model", json!({"b": {"d": 3, "c": 2}, "a": 1}), &[]);
         assert_eq!(store.find(&same).unwrap(), Some(artifact));
@@ -61,9 +62,8 @@ fn lineage_lists_each_ancestor_once_nearest_first() {
         let model =
             store.put(&origin("model", json!({"steps": 5}), &[data.digest, network.digest]), "m", Map::new()).unwrap();
         let report = store.put(&origin("report", json!({}), &[model.digest, data.digest]), "r", Map::new()).unwrap();
-        let kinds = |digest| -> Vec<String> {
-            store.lineage(digest).unwrap().into_iter().map(|a| a.origin.kind).collect()
-        };
+        let kinds =
+            |digest| -> Vec<String> { store.lineage(digest).unwrap().into_iter().map(|a| a.origin.kind).collect() };
         assert_eq!(kinds(&report.digest), ["report", "model", "dataset", "network"]);
         assert_eq!(kinds(&data.digest), ["dataset"]);
         let listed: Vec<_> = store.list().unwrap().into_iter().map(|a| a.origin.kind).collect();
@@ -147,7 +147,11 @@ fn damaged_files_are_errors_that_name_the_object() {
         ("objects", &|_| Vec::new(), "corrupt"),
         ("manifests", &|b| b[..b.len() / 2].to_vec(), "damaged"),
         ("manifests", &|b| String::from_utf8(b.to_vec()).unwrap().replace("model", "medal").into(), "damaged"),
-        ("manifests", &|b| String::from_utf8(b.to_vec()).unwrap().replace("\"format\": 1", "\"format\": 2").into(), "format 2"),
+        (
+            "manifests",
+            &|b| String::from_utf8(b.to_vec()).unwrap().replace("\"format\": 1", "\"format\": 2").into(),
+            "format 2",
+        ),
         ("origins", &|_| b"{}".to_vec(), "damaged"),
     ];
     for (folder, change, words) in damage {
