@@ -8,7 +8,8 @@ use crate::op::{
     Arity, Axis, Eval, Fact, Gradient, GradientRule, Infer, Link, Op, OpError, Rule, broadcast, broadcast_dims,
     one_flop_per_output,
 };
-use crate::tensor::{Tensor, element_count, strides};
+use crate::op::index::{broadcast_positions, checked_count};
+use crate::tensor::Tensor;
 
 /// The family.
 pub(super) const OPS: &[Op] = &[
@@ -78,18 +79,6 @@ pub(super) fn channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
     Ok(links)
 }
 
-/// For each element of `out`, in order, the position in a tensor of shape `from` that broadcasts to it.
-pub(super) fn broadcast_positions(from: &[usize], out: &[usize]) -> Vec<usize> {
-    let lead = out.len() - from.len();
-    let from_strides = strides(from);
-    let mut positions = vec![0usize];
-    for (axis, size) in out.iter().enumerate() {
-        let stride = if axis < lead || from[axis - lead] == 1 { 0 } else { from_strides[axis - lead] };
-        positions = positions.iter().flat_map(|p| (0..*size).map(move |i| p + i * stride)).collect();
-    }
-    positions
-}
-
 /// Applies one function for floats and one for integers to each pair of broadcast elements.
 pub(super) fn map_pairs(
     cx: &Eval,
@@ -101,9 +90,9 @@ pub(super) fn map_pairs(
         return Err(OpError::dtype(format!("inputs are {} and {}, expected one type", a.dtype(), b.dtype())));
     }
     let shape = broadcast(&[a.shape(), b.shape()])?;
-    element_count(&shape).ok_or_else(|| OpError::shape(format!("shape {shape:?} does not fit in memory")))?;
+    checked_count(&shape)?;
     let (at_a, at_b) = (broadcast_positions(a.shape(), &shape), broadcast_positions(b.shape(), &shape));
-    let pairs = at_a.into_iter().zip(at_b);
+    let pairs = at_a.zip(at_b);
     let out = if a.dtype().is_float() {
         let (x, y) = (a.to_f64()?, b.to_f64()?);
         Tensor::from_f64(a.dtype(), &shape, &pairs.map(|(i, j)| floats(x[i], y[j])).collect::<Vec<_>>())?

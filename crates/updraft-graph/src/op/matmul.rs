@@ -2,7 +2,7 @@
 
 use crate::dim::Dim;
 use crate::graph::ValueId;
-use crate::op::elementwise::broadcast_positions;
+use crate::op::index::broadcast_positions;
 use crate::op::{
     Arity, Axis, Eval, Fact, Gradient, Infer, Link, Op, OpError, Rule, Shapes, broadcast, broadcast_dims, show_shape,
 };
@@ -66,7 +66,7 @@ fn eval_matmul(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
     let (a_batch, b_batch) = (&a_shape[..a_shape.len() - 2], &b_shape[..b_shape.len() - 2]);
     let batch = broadcast(&[a_batch, b_batch])?;
     let (m, k, n) = (a_shape[a_shape.len() - 2], a_shape[a_shape.len() - 1], b_shape[b_shape.len() - 1]);
-    let pairs = broadcast_positions(a_batch, &batch).into_iter().zip(broadcast_positions(b_batch, &batch));
+    let pairs = broadcast_positions(a_batch, &batch).zip(broadcast_positions(b_batch, &batch));
     let starts: Vec<(usize, usize)> = pairs.map(|(i, j)| (i * m * k, j * k * n)).collect();
     let out = if a.dtype().is_float() {
         let products = multiply(&a.to_f64()?, &b.to_f64()?, &starts, [m, k, n], 0.0, |s, x, y| s + x * y);

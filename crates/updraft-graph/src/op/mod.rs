@@ -16,6 +16,7 @@ use crate::tensor::{Tensor, TensorError};
 
 mod context;
 pub mod elementwise;
+mod index;
 pub mod matmul;
 
 pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView};
@@ -40,6 +41,55 @@ pub struct Op {
     pub flops: fn(&Shapes) -> u64,
     /// Relations between axes of inputs and outputs.
     pub channels: Rule<fn(&Infer) -> Result<Vec<Link>, OpError>>,
+}
+
+impl Op {
+    /// An operator of ONNX's own set. What follows is still to be stated: a gradient and links, or reasons why there
+    /// are none.
+    const fn onnx(
+        name: &'static str,
+        versions: &'static [u32],
+        arity: Arity,
+        infer: fn(&Infer) -> Result<Vec<Fact>, OpError>,
+        eval: fn(&Eval) -> Result<Vec<Tensor>, OpError>,
+    ) -> Op {
+        Op {
+            name,
+            domain: "",
+            versions,
+            arity,
+            infer,
+            eval: Rule::Is(eval),
+            gradient: Rule::None(""),
+            flops: no_flops,
+            channels: Rule::None(""),
+        }
+    }
+
+    /// The same operator in our own operator set, version 1.
+    const fn own(self) -> Op {
+        Op { domain: crate::graph::UPDRAFT_DOMAIN, versions: &[1], ..self }
+    }
+
+    const fn gradient(self, rule: GradientRule) -> Op {
+        Op { gradient: Rule::Is(rule), ..self }
+    }
+
+    const fn no_gradient(self, reason: &'static str) -> Op {
+        Op { gradient: Rule::None(reason), ..self }
+    }
+
+    const fn flops(self, flops: fn(&Shapes) -> u64) -> Op {
+        Op { flops, ..self }
+    }
+
+    const fn channels(self, channels: fn(&Infer) -> Result<Vec<Link>, OpError>) -> Op {
+        Op { channels: Rule::Is(channels), ..self }
+    }
+
+    const fn no_channels(self, reason: &'static str) -> Op {
+        Op { channels: Rule::None(reason), ..self }
+    }
 }
 
 /// Builds nodes that compute the gradient of each input (`None` where there is none) from those of the outputs.
