@@ -4,11 +4,11 @@
 //! `f32` is the correctly rounded result; integers are computed wide and wrapped.
 
 use crate::graph::ValueId;
+use crate::op::index::{broadcast_positions, checked_count};
 use crate::op::{
     Arity, Axis, Eval, Fact, Gradient, GradientRule, Infer, Link, Op, OpError, Rule, broadcast, broadcast_dims,
     one_flop_per_output,
 };
-use crate::op::index::{broadcast_positions, checked_count};
 use crate::tensor::Tensor;
 
 /// The family.

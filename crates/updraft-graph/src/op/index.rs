@@ -110,9 +110,8 @@ pub(super) fn pick(
         OpError::value(format!("element {position} of operand {source} is outside its shape"))
     };
     if let Ok(strings) = sources.iter().map(|t| t.strings()).collect::<Result<Vec<_>, _>>() {
-        let taken: Result<Vec<_>, _> = picks
-            .map(|(s, p)| strings.get(s).and_then(|t| t.get(p)).cloned().ok_or_else(|| outside(s, p)))
-            .collect();
+        let taken: Result<Vec<_>, _> =
+            picks.map(|(s, p)| strings.get(s).and_then(|t| t.get(p)).cloned().ok_or_else(|| outside(s, p))).collect();
         return Ok(Tensor::from_strings(shape, taken?)?);
     }
     let mut out = Tensor::zeros(dtype, shape)?;
