@@ -10,6 +10,7 @@ pub mod infer;
 pub mod model;
 pub mod op;
 pub mod tensor;
+pub mod zoo;
 
 pub use attribute::{Attribute, Attributes};
 pub use dim::Dim;
