@@ -42,7 +42,11 @@ pub(super) const RESNET_OPTIONS: &[OptionFact] = &[
 
 fn image_input(net: &mut Net, options: &Options) -> Result<ValueId, OpError> {
     let image = options.integer("image").into();
-    net.input("image", DType::F32, vec!["N".into(), options.integer("channels").into(), image, options.integer("image").into()])
+    net.input(
+        "image",
+        DType::F32,
+        vec!["N".into(), options.integer("channels").into(), image, options.integer("image").into()],
+    )
 }
 
 pub(super) fn mlp(options: &Options, key: Key) -> Result<Graph, OpError> {

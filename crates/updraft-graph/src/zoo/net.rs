@@ -60,7 +60,8 @@ impl Net {
     }
 
     pub(super) fn parameter(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ValueId, OpError> {
-        let count = element_count(shape).ok_or_else(|| OpError::shape(format!("{name} of shape {shape:?} is too large")))?;
+        let count =
+            element_count(shape).ok_or_else(|| OpError::shape(format!("{name} of shape {shape:?} is too large")))?;
         let mut tensor = Tensor::zeros(DType::F32, shape)?;
         let weights = tensor.as_mut_slice::<f32>()?;
         debug_assert_eq!(weights.len(), count);
@@ -186,7 +187,13 @@ impl Net {
         self.op("Relu", &[x], [])
     }
 
-    pub(super) fn max_pool(&mut self, x: ValueId, kernel: usize, stride: usize, pad: usize) -> Result<ValueId, OpError> {
+    pub(super) fn max_pool(
+        &mut self,
+        x: ValueId,
+        kernel: usize,
+        stride: usize,
+        pad: usize,
+    ) -> Result<ValueId, OpError> {
         self.op(
             "MaxPool",
             &[x],

@@ -104,7 +104,8 @@ fn attention(net: &mut Net, x: ValueId, layer: &str, block: &Block, mask: Option
 fn feed_forward(net: &mut Net, x: ValueId, layer: &str, block: &Block) -> Result<ValueId, OpError> {
     let hidden = net.linear(x, &format!("{layer}.fc"), block.hidden, block.bias, normal(WEIGHT_DEVIATION))?;
     let hidden = net.op("Gelu", &[hidden], [])?;
-    let out = net.linear(hidden, &format!("{layer}.proj"), block.width, block.bias, normal(block.residual_deviation))?;
+    let out =
+        net.linear(hidden, &format!("{layer}.proj"), block.width, block.bias, normal(block.residual_deviation))?;
     net.dropout(out, block.dropout)
 }
 
