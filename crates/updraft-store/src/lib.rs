@@ -192,6 +192,22 @@ impl Store {
         Ok(self.read_json(&pointer_path(name))?.map(|p: Pointer| p.digest))
     }
 
+    /// Forgets an artifact with all its origins; one that is not there is no error. Nothing checks that no other artifact
+    /// names it as a parent and no pointer leads to it: whoever keeps a bounded number of artifacts (checkpoints) knows.
+    ///
+    /// What is named goes last, so a kill in between leaves bytes that nobody names, never names without bytes.
+    pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        for artifact in self.artifacts_of(digest)? {
+            let origin_digest = artifact.origin.digest();
+            let answer: Option<Pointer> = self.read_json(&origin_path(&origin_digest))?;
+            if answer.is_some_and(|p| p.digest == *digest) {
+                self.delete(&origin_path(&origin_digest))?;
+            }
+            self.delete(&manifest_path(digest, &origin_digest))?;
+        }
+        self.delete(&content_path(digest))
+    }
+
     fn manifest(&self, digest: &Digest, origin_digest: &Digest) -> Result<Option<Artifact>, StoreError> {
         let object = manifest_path(digest, origin_digest);
         let Some(artifact) = self.read_json::<Artifact>(&object)? else { return Ok(None) };
@@ -234,6 +250,13 @@ impl Store {
             Ok(bytes) => Ok(Some(bytes)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(StoreError::Read { object: object.to_owned(), source }),
+        }
+    }
+
+    fn delete(&self, object: &str) -> Result<(), StoreError> {
+        match self.runtime.block_on(self.objects.delete(&object.into())) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::Write { object: object.to_owned(), source }),
         }
     }
 

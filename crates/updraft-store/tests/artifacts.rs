@@ -184,3 +184,27 @@ fn a_folder_that_cannot_be_made_is_named() {
     let error = Store::open(&file.path().join("store")).unwrap_err();
     assert!(error.to_string().contains("store"), "{error}");
 }
+
+#[test]
+fn a_removed_artifact_is_gone_with_its_origins_and_no_other_is() {
+    on_each_store(|store| {
+        let kept = store.put(&origin("checkpoint", json!(1), &[]), "one", Map::new()).unwrap();
+        let removed = store.put(&origin("checkpoint", json!(2), &[]), "two", Map::new()).unwrap();
+        store.remove(&removed.digest).unwrap();
+        assert!(matches!(store.get(&removed.digest), Err(StoreError::NotFound { .. })));
+        assert_eq!(store.find(&removed.origin).unwrap(), None);
+        assert_eq!(store.list().unwrap(), [kept]);
+        store.remove(&removed.digest).unwrap();
+    });
+}
+
+#[test]
+fn removing_old_bytes_leaves_an_origin_that_has_a_newer_answer() {
+    on_each_store(|store| {
+        let asked = origin("checkpoint", json!(1), &[]);
+        let old = store.put(&asked, "old", Map::new()).unwrap();
+        let new = store.put(&asked, "new", Map::new()).unwrap();
+        store.remove(&old.digest).unwrap();
+        assert_eq!(store.find(&asked).unwrap(), Some(new));
+    });
+}
