@@ -12,12 +12,14 @@ use crate::attribute::Attributes;
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::graph::{Graph, GraphError, Node};
-use crate::tensor::{Tensor, TensorError};
+use crate::tensor::{Tensor, TensorError, element_count};
 
 mod context;
+pub mod conv;
 pub mod elementwise;
 mod index;
 pub mod matmul;
+pub mod window;
 
 pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView};
 
@@ -94,6 +96,12 @@ impl Op {
 
 /// Builds nodes that compute the gradient of each input (`None` where there is none) from those of the outputs.
 pub type GradientRule = fn(&mut Gradient) -> Result<Vec<Option<crate::graph::ValueId>>, OpError>;
+
+/// Why gradient operators have no gradient of their own.
+const SECOND_ORDER: &str = "it is itself a gradient; second derivatives are not taken";
+
+/// Why gradient operators have no channel links.
+const AFTER_STRUCTURE: &str = "channels are changed before a graph is differentiated";
 
 /// A fact that an operator has, or the reason why it has none.
 #[derive(Clone, Copy)]
@@ -268,7 +276,7 @@ impl OpError {
 }
 
 /// The families, in the order of the listing in the documentation.
-const FAMILIES: &[&[Op]] = &[elementwise::OPS, matmul::OPS];
+const FAMILIES: &[&[Op]] = &[elementwise::OPS, matmul::OPS, conv::OPS];
 
 /// Every operator.
 pub fn table() -> impl Iterator<Item = &'static Op> {
@@ -295,6 +303,16 @@ pub fn of_node(graph: &Graph, node: &Node) -> Result<&'static Op, OpError> {
         }
         _ => Ok(op),
     }
+}
+
+/// `value` for each element of a shape, or an error where memory cannot hold them.
+fn filled<T: Clone>(shape: &[usize], value: T) -> Result<Vec<T>, OpError> {
+    let refuse = || OpError::shape(format!("shape {shape:?} does not fit in memory"));
+    let count = element_count(shape).ok_or_else(refuse)?;
+    let mut out = Vec::new();
+    out.try_reserve_exact(count).map_err(|_| refuse())?;
+    out.resize(count, value);
+    Ok(out)
 }
 
 /// The shape that several shapes broadcast to by NumPy's rule, or an error that shows them.
