@@ -402,6 +402,32 @@ impl Graph {
         }
     }
 
+    /// Wants one more output of a node: `value`, which must not have a producer yet, becomes output `index`, so far not
+    /// wanted.
+    pub fn set_node_output(&mut self, id: NodeId, index: usize, value: ValueId) -> Result<(), GraphError> {
+        let node = self.node(id);
+        let taken = node.outputs.get(index).copied().flatten().unwrap_or(value);
+        let first = match self.value(taken).producer {
+            Some((first, _)) => Some(first),
+            None => (taken != value).then_some(id),
+        };
+        if let Some(first) = first {
+            return Err(GraphError::DuplicateProducer {
+                value: self.value(taken).name.clone(),
+                first: self.node(first).label(self),
+                second: node.label(self),
+            });
+        }
+        if let Some(node) = self.nodes[id.index()].as_mut() {
+            if node.outputs.len() <= index {
+                node.outputs.resize(index + 1, None);
+            }
+            node.outputs[index] = Some(value);
+        }
+        self.values[value.index()].producer = Some((id, index));
+        Ok(())
+    }
+
     /// Lets every reader of `old`, and the graph's outputs, read `new`. Readers inside subgraphs refer by name and
     /// are not changed.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {

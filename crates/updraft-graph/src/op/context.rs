@@ -5,7 +5,8 @@ use std::ops::Deref;
 use crate::attribute::Attributes;
 use crate::dim::{Dim, dims};
 use crate::dtype::DType;
-use crate::graph::{Graph, Node, ValueId};
+use crate::graph::{Graph, Node, NodeId, ValueId, ValueType};
+use crate::infer::infer_node;
 use crate::op::{OpError, show_shape};
 use crate::tensor::Tensor;
 
@@ -250,6 +251,8 @@ impl<'a> Eval<'a> {
 pub struct Gradient<'a> {
     /// The graph; new nodes read the forward pass's values directly.
     pub graph: &'a mut Graph,
+    /// The forward node's id.
+    pub id: NodeId,
     /// The forward node.
     pub node: Node,
     /// Gradient of the loss with respect to each output; `None` where the loss does not depend on it.
@@ -271,10 +274,15 @@ impl Gradient<'_> {
 
     /// The forward value of an output. One that the forward pass did not want is added to the node.
     pub fn output(&mut self, index: usize) -> Result<ValueId, OpError> {
-        match self.node.outputs.get(index).copied().flatten() {
-            Some(v) => Ok(v),
-            None => Err(OpError::value(format!("output {index} of {} is not kept for the gradient", self.node.op))),
+        if let Some(value) = self.node.outputs.get(index).copied().flatten() {
+            return Ok(value);
         }
+        let hint = format!("{}_output_{index}", self.node.op);
+        let value = self.graph.fresh_value(&hint, ValueType::Unknown);
+        self.graph.set_node_output(self.id, index, value)?;
+        infer_node(self.graph, self.id)?;
+        self.node = self.graph.node(self.id).clone();
+        Ok(value)
     }
 
     /// The gradient with respect to the first output.
@@ -349,7 +357,36 @@ impl Gradient<'_> {
 
     /// `value` with the shape of `like`, which has as many elements.
     pub fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, OpError> {
-        let shape = self.op("Shape", &[like])?;
-        self.op("Reshape", &[value, shape])
+        let shape = self.shape(like)?;
+        if self
+            .graph
+            .shape(value)
+            .is_some_and(|s| s.len() == shape.len() && s.iter().zip(&shape).all(|(a, b)| a.same(b)))
+        {
+            return Ok(value);
+        }
+        let target = match Gradient::reshape_target(&shape) {
+            Some(target) => self.graph.add_constant("shape", Tensor::vector(&target)),
+            None => self.op("Shape", &[like])?,
+        };
+        self.op("Reshape", &[value, target])
+    }
+
+    /// `value` as a matrix whose columns are its last axis and whose rows are all others.
+    pub fn flatten_rows(&mut self, value: ValueId) -> Result<ValueId, OpError> {
+        let shape = self.shape(value)?;
+        if shape.len() == 2 {
+            return Ok(value);
+        }
+        let axis = shape.len() as i64 - 1;
+        self.op_with("Flatten", &[value], [("axis", axis.into())])
+    }
+
+    /// The constant operand that makes `Reshape` produce this shape: at most one size may be a symbol, and none zero,
+    /// which `Reshape` takes for "as in the input".
+    fn reshape_target(shape: &[Dim]) -> Option<Vec<i64>> {
+        let target: Vec<i64> =
+            shape.iter().map(|d| d.known().map_or(Some(-1), |n| i64::try_from(n).ok())).collect::<Option<_>>()?;
+        (target.iter().filter(|d| **d == -1).count() <= 1 && !target.contains(&0)).then_some(target)
     }
 }

@@ -98,7 +98,8 @@ pub(super) fn multiply<T: Copy>(
     out
 }
 
-/// dA = dY Bᵀ and dB = Aᵀ dY, summed over broadcast batches.
+/// dA = dY Bᵀ and dB = Aᵀ dY, summed over broadcast batches. Against one matrix for all batches the sum is inside one
+/// product over all rows.
 fn matmul_gradient(cx: &mut Gradient) -> Result<Vec<Option<ValueId>>, OpError> {
     let (a, b, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
     let (rank_a, rank_b) = (cx.shape(a)?.len(), cx.shape(b)?.len());
@@ -113,6 +114,7 @@ fn matmul_gradient(cx: &mut Gradient) -> Result<Vec<Option<ValueId>>, OpError> {
         None
     };
     let db = if cx.wants(1) {
+        let (a, dy) = if rank_b == 2 { (cx.flatten_rows(a)?, cx.flatten_rows(dy)?) } else { (a, dy) };
         let at = transpose_last(cx, a)?;
         let product = cx.op("MatMul", &[at, dy])?;
         Some(cx.sum_to(product, b)?)

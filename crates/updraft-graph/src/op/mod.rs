@@ -16,9 +16,11 @@ use crate::tensor::{Tensor, TensorError, element_count};
 
 mod context;
 pub mod conv;
+pub mod cross_entropy;
 pub mod elementwise;
 mod index;
 pub mod matmul;
+pub mod optimizer;
 pub mod window;
 
 pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView};
@@ -276,7 +278,7 @@ impl OpError {
 }
 
 /// The families, in the order of the listing in the documentation.
-const FAMILIES: &[&[Op]] = &[elementwise::OPS, matmul::OPS, conv::OPS];
+const FAMILIES: &[&[Op]] = &[elementwise::OPS, matmul::OPS, conv::OPS, cross_entropy::OPS, optimizer::OPS];
 
 /// Every operator.
 pub fn table() -> impl Iterator<Item = &'static Op> {
