@@ -1,3 +1,42 @@
 //! Our chores as one program: `cargo xtask CHORE`.
+//!
+//! Each chore is a module with a `run` that returns an error for a failed check. Like the product's `main.rs`, this
+//! program is where printing and the clock are allowed.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
-fn main() {}
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod python;
+mod tidy;
+
+/// Chores of the Updraft workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Chore {
+    /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
+    Tidy(tidy::Arguments),
+}
+
+/// What made a chore fail, for people.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let done = match Chore::parse() {
+        Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).map(Path::to_path_buf).unwrap_or_default()
+}

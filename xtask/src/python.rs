@@ -1,0 +1,33 @@
+//! Python environments of chores that compare with Python packages: made once under `target/`, with pinned versions.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Failure;
+
+/// The interpreter of an environment named `name` that has exactly these packages (`onnx==1.23.2`) installed; made
+/// anew when the list changes.
+#[allow(dead_code)]
+pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<PathBuf, Failure> {
+    let folder = root.join("target/python").join(name);
+    let interpreter = folder.join("bin/python");
+    let stamp = folder.join("packages.txt");
+    let wanted = packages.join("\n");
+    if interpreter.exists() && std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(interpreter);
+    }
+    eprintln!("installing {} into {}", packages.join(", "), folder.display());
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    run(Command::new(&interpreter)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(packages))?;
+    std::fs::write(stamp, wanted)?;
+    Ok(interpreter)
+}
+
+/// Runs a command to its end; failing is an error that shows it.
+#[allow(dead_code)]
+pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
+    let status = command.status().map_err(|e| format!("{command:?}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}").into()) }
+}
