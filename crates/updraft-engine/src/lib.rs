@@ -3,6 +3,8 @@
 //! An [`Engine`] compiles a graph once into a [`Session`], which runs it many times. There is no method per operator:
 //! an engine takes the whole graph, and an operator that it lacks is an error at compile, by node name.
 
+mod cpu;
+
 use updraft_graph::Tensor;
 
 /// Turns graphs into sessions.
