@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attribute, Attributes};
 use crate::dim::{Dim, dims};
 use crate::dtype::DType;
 use crate::graph::{Graph, Node, NodeId, ValueId, ValueType};
@@ -262,6 +262,11 @@ pub struct Gradient<'a> {
 }
 
 impl Gradient<'_> {
+    /// The forward node and its opset.
+    pub fn view(&self) -> OpView<'_> {
+        OpView::new(self.graph, &self.node)
+    }
+
     /// The forward value of an input that must be there.
     pub fn input(&self, index: usize) -> Result<ValueId, OpError> {
         self.optional(index).ok_or(OpError::MissingInput { index, expected: "a tensor" })
@@ -299,6 +304,19 @@ impl Gradient<'_> {
         self.wanted.get(index).copied().unwrap_or(false)
     }
 
+    /// The gradient of each input for which it is asked, by a rule given the input's number and value.
+    pub fn each_input(
+        &mut self,
+        mut rule: impl FnMut(&mut Self, usize, ValueId) -> Result<ValueId, OpError>,
+    ) -> Result<Vec<Option<ValueId>>, OpError> {
+        (0..self.node.inputs.len())
+            .map(|index| match self.optional(index).filter(|_| self.wants(index)) {
+                Some(value) => rule(self, index, value).map(Some),
+                None => Ok(None),
+            })
+            .collect()
+    }
+
     /// Adds a node of ONNX's operator set and returns its first output.
     pub fn op(&mut self, op: &str, inputs: &[ValueId]) -> Result<ValueId, OpError> {
         self.graph.op(op, inputs, Attributes::new())
@@ -319,6 +337,15 @@ impl Gradient<'_> {
         let dtype = self.graph.dtype(like).ok_or_else(|| self.unknown_type(like))?;
         let tensor = Tensor::from_f64(dtype, &[], &[value])?;
         Ok(self.graph.add_constant("constant", tensor))
+    }
+
+    /// `value` in the element type of `like`.
+    pub fn cast_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, OpError> {
+        let dtype = self.graph.dtype(like).ok_or_else(|| self.unknown_type(like))?;
+        if self.graph.dtype(value) == Some(dtype) {
+            return Ok(value);
+        }
+        self.op_with("Cast", &[value], [("to", Attribute::Int(dtype as i64))])
     }
 
     /// The dimensions of a value; gradients need to know ranks.
@@ -347,6 +374,13 @@ impl Gradient<'_> {
             out = self.reduce_sum(out, &axes, false)?;
         }
         Ok(out)
+    }
+
+    /// `then` where `x` is below a threshold, `otherwise` where it is not.
+    pub fn below(&mut self, x: ValueId, threshold: f64, then: ValueId, otherwise: ValueId) -> Result<ValueId, OpError> {
+        let threshold = self.scalar_like(threshold, x)?;
+        let is_below = self.op("Less", &[x, threshold])?;
+        self.op("Where", &[is_below, then, otherwise])
     }
 
     /// The sum over some axes.

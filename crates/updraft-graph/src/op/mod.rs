@@ -14,13 +14,17 @@ use crate::dtype::DType;
 use crate::graph::{Graph, GraphError, Node};
 use crate::tensor::{Tensor, TensorError, element_count};
 
+pub mod activation;
+pub mod cast;
 mod context;
 pub mod conv;
 pub mod cross_entropy;
 pub mod elementwise;
 mod index;
+pub mod logical;
 pub mod matmul;
 pub mod optimizer;
+pub mod trigonometric;
 pub mod window;
 
 pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView};
@@ -73,6 +77,14 @@ impl Op {
     /// The same operator in our own operator set, version 1.
     const fn own(self) -> Op {
         Op { domain: crate::graph::UPDRAFT_DOMAIN, versions: &[1], ..self }
+    }
+
+    const fn arity(self, arity: Arity) -> Op {
+        Op { arity, ..self }
+    }
+
+    const fn infer(self, infer: fn(&Infer) -> Result<Vec<Fact>, OpError>) -> Op {
+        Op { infer, ..self }
     }
 
     const fn gradient(self, rule: GradientRule) -> Op {
@@ -278,7 +290,17 @@ impl OpError {
 }
 
 /// The families, in the order of the listing in the documentation.
-const FAMILIES: &[&[Op]] = &[elementwise::OPS, matmul::OPS, conv::OPS, cross_entropy::OPS, optimizer::OPS];
+const FAMILIES: &[&[Op]] = &[
+    elementwise::OPS,
+    trigonometric::OPS,
+    logical::OPS,
+    activation::OPS,
+    cast::OPS,
+    matmul::OPS,
+    conv::OPS,
+    cross_entropy::OPS,
+    optimizer::OPS,
+];
 
 /// Every operator.
 pub fn table() -> impl Iterator<Item = &'static Op> {
