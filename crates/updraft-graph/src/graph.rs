@@ -345,6 +345,15 @@ impl Graph {
         Ok(())
     }
 
+    /// Gives each of two values the other's name.
+    pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
+        let name_a = std::mem::take(&mut self.values[a.index()].name);
+        let name_b = std::mem::replace(&mut self.values[b.index()].name, name_a.clone());
+        self.names.insert(name_a, b);
+        self.names.insert(name_b.clone(), a);
+        self.values[a.index()].name = name_b;
+    }
+
     /// Adds a node; its outputs must not have a producer yet.
     pub fn add_node(&mut self, node: Node) -> Result<NodeId, GraphError> {
         for v in node.outputs.iter().flatten() {

@@ -1,0 +1,191 @@
+//! Losses and metrics as nodes behind a model's output.
+
+use updraft_graph::graph::TensorType;
+use updraft_graph::op::{OpError, resolve_axis, show_shape};
+use updraft_graph::{DType, Dim, Graph, Tensor, ValueId, ValueType};
+
+use crate::PassError;
+
+/// What training makes small. Every loss reads the model's output and one more graph input, the target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loss {
+    /// Cross-entropy of logits against integer labels, the mean over labels that count; see
+    /// [`updraft_graph::op::cross_entropy`].
+    CrossEntropy(CrossEntropy),
+    /// Mean of the squared differences from a target of the output's shape (`torch.nn.MSELoss`).
+    MeanSquaredError,
+    /// Kullback-Leibler divergence of the softmax of the output, a student's logits, from that of the target, a
+    /// teacher's logits of the same shape; classes along the last axis. Both logits are divided by the temperature
+    /// `T`; the loss is `T^2` times the mean over rows of `sum p_teacher (log p_teacher - log p_student)` (Hinton,
+    /// Vinyals and Dean, "Distilling the knowledge in a neural network", section 2).
+    KullbackLeibler {
+        /// Above 0; 1 compares the distributions as they are.
+        temperature: f32,
+    },
+}
+
+/// Settings of the cross-entropy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CrossEntropy {
+    /// Share of the target that is spread evenly over all classes, in [0, 1].
+    pub label_smoothing: f32,
+    /// A label that does not count.
+    pub ignore_index: i64,
+    /// The axis of classes: -1 for `[N, C]` and `[B, T, V]`, 1 for pictures of classes `[N, C, H, W]`.
+    pub class_axis: i64,
+}
+
+impl Default for CrossEntropy {
+    /// No smoothing, classes last, and PyTorch's ignored label.
+    fn default() -> CrossEntropy {
+        CrossEntropy { label_smoothing: 0.0, ignore_index: -100, class_axis: -1 }
+    }
+}
+
+/// A number about one batch, beside the loss. Sums of numbers of batches are numbers of the data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Metric {
+    /// How many labels are the class with the highest logit; `i64`. Ignored labels are never.
+    Correct,
+    /// How many labels count, that is, are not ignored; `i64`.
+    Count,
+}
+
+impl Metric {
+    /// The name of the graph output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Correct => "correct",
+            Metric::Count => "count",
+        }
+    }
+}
+
+/// Adds the target input and the loss of `output`; returns the target and the loss, a scalar.
+pub(crate) fn attach(
+    graph: &mut Graph,
+    loss: Loss,
+    output: ValueId,
+    target_name: &str,
+) -> Result<(ValueId, ValueId), PassError> {
+    let shape = graph.shape(output).ok_or_else(|| PassError::value(graph, output, "has no known rank"))?.to_vec();
+    match loss {
+        Loss::CrossEntropy(settings) => {
+            let axis = class_axis(graph, output, &shape, settings)?;
+            let mut label_shape = shape.clone();
+            label_shape.remove(axis);
+            let labels = graph.add_input(target_name, ValueType::tensor(DType::I64, label_shape))?;
+            Ok((labels, cross_entropy(graph, settings, output, axis, labels)?))
+        }
+        Loss::MeanSquaredError => {
+            let target = like_output(graph, output, target_name)?;
+            let difference = graph.op("Sub", &[output, target], [])?;
+            let square = graph.op("Mul", &[difference, difference], [])?;
+            Ok((target, graph.op("ReduceMean", &[square], [("keepdims", 0i64.into())])?))
+        }
+        Loss::KullbackLeibler { temperature } => {
+            if temperature.is_nan() || temperature <= 0.0 {
+                let problem = format!("must be above 0, found {temperature}");
+                return Err(PassError::Option { option: "loss.temperature", problem });
+            }
+            let teacher = like_output(graph, output, target_name)?;
+            let loss = divergence(graph, output, teacher, f64::from(temperature))?;
+            Ok((teacher, loss))
+        }
+    }
+}
+
+/// Adds one metric and returns its value.
+pub(crate) fn measure(
+    graph: &mut Graph,
+    metric: Metric,
+    loss: Loss,
+    output: ValueId,
+    target: ValueId,
+) -> Result<ValueId, PassError> {
+    let Loss::CrossEntropy(settings) = loss else {
+        let problem = format!("{:?} needs labels, which only the cross-entropy has", metric.name());
+        return Err(PassError::Option { option: "metrics", problem });
+    };
+    let ignored = graph.add_constant("ignore_index", Tensor::scalar(settings.ignore_index));
+    let ignored = graph.op("Equal", &[target, ignored], [])?;
+    let counted = graph.op("Not", &[ignored], [])?;
+    let hits = match metric {
+        Metric::Count => counted,
+        Metric::Correct => {
+            let best =
+                graph.op("ArgMax", &[output], [("axis", settings.class_axis.into()), ("keepdims", 0i64.into())])?;
+            let hit = graph.op("Equal", &[best, target], [])?;
+            graph.op("And", &[hit, counted], [])?
+        }
+    };
+    let ones = graph.op("Cast", &[hits], [("to", (DType::I64 as i64).into())])?;
+    Ok(graph.op("ReduceSum", &[ones], [("keepdims", 0i64.into())])?)
+}
+
+/// The axis of classes, which must be the second or the last.
+fn class_axis(graph: &Graph, output: ValueId, shape: &[Dim], settings: CrossEntropy) -> Result<usize, PassError> {
+    let refuse = || {
+        let problem = format!(
+            "must be the second or the last of at least 2 axes, found {} of {}",
+            settings.class_axis,
+            show_shape(shape)
+        );
+        Err(PassError::value(graph, output, format!("cannot be logits: the axis of classes {problem}")))
+    };
+    match resolve_axis(settings.class_axis, shape.len()) {
+        Ok(axis) if shape.len() >= 2 && (axis == 1 || axis == shape.len() - 1) => Ok(axis),
+        _ => refuse(),
+    }
+}
+
+fn cross_entropy(
+    graph: &mut Graph,
+    settings: CrossEntropy,
+    mut logits: ValueId,
+    axis: usize,
+    mut labels: ValueId,
+) -> Result<ValueId, PassError> {
+    if !(0.0..=1.0).contains(&settings.label_smoothing) {
+        let problem = format!("must be in [0, 1], found {}", settings.label_smoothing);
+        return Err(PassError::Option { option: "loss.label_smoothing", problem });
+    }
+    // The operator has classes second; with classes last, all axes before them are rows.
+    if axis != 1 {
+        logits = graph.op("Flatten", &[logits], [("axis", (axis as i64).into())])?;
+        let all = graph.add_constant("shape", Tensor::vector(&[-1i64]));
+        labels = graph.op("Reshape", &[labels, all], [])?;
+    }
+    let attributes =
+        [("label_smoothing", settings.label_smoothing.into()), ("ignore_index", settings.ignore_index.into())];
+    Ok(graph.own_op("CrossEntropyLoss", &[logits, labels], attributes)?)
+}
+
+/// A graph input of the type and shape of the model's output.
+fn like_output(graph: &mut Graph, output: ValueId, name: &str) -> Result<ValueId, PassError> {
+    let value = graph.value(output);
+    let ty = TensorType { dtype: value.ty.dtype(), shape: value.ty.shape().map(<[Dim]>::to_vec) };
+    Ok(graph.add_input(name, ValueType::Tensor(ty))?)
+}
+
+fn divergence(graph: &mut Graph, student: ValueId, teacher: ValueId, temperature: f64) -> Result<ValueId, PassError> {
+    let dtype = graph.dtype(student).ok_or_else(|| PassError::value(graph, student, "has no known element type"))?;
+    let scalar = |graph: &mut Graph, value: f64| {
+        let tensor = Tensor::from_f64(dtype, &[], &[value]).map_err(OpError::from)?;
+        Ok::<_, PassError>(graph.add_constant("temperature", tensor))
+    };
+    let inverse = scalar(graph, 1.0 / temperature)?;
+    let mut log_softmax = |logits: ValueId| {
+        let scaled = graph.op("Mul", &[logits, inverse], [])?;
+        graph.op("LogSoftmax", &[scaled], [("axis", (-1i64).into())])
+    };
+    let (log_student, log_teacher) = (log_softmax(student)?, log_softmax(teacher)?);
+    let teacher = graph.op("Exp", &[log_teacher], [])?;
+    let difference = graph.op("Sub", &[log_teacher, log_student], [])?;
+    let terms = graph.op("Mul", &[teacher, difference], [])?;
+    let last = graph.add_constant("axes", Tensor::vector(&[-1i64]));
+    let rows = graph.op("ReduceSum", &[terms, last], [("keepdims", 0i64.into())])?;
+    let mean = graph.op("ReduceMean", &[rows], [("keepdims", 0i64.into())])?;
+    let square = scalar(graph, temperature * temperature)?;
+    Ok(graph.op("Mul", &[mean, square], [])?)
+}

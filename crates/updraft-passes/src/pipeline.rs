@@ -1,0 +1,102 @@
+//! The ordered list of passes for each goal, and the checks between them.
+
+use updraft_graph::Graph;
+use updraft_graph::infer::infer;
+
+use crate::training::{Draft, StateEntry, TrainingOptions, attach_loss, draft};
+use crate::{Pass, PassError, Promise, Report};
+
+/// A pass failed, or left a wrong graph behind.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PipelineError {
+    /// The pass cannot rewrite this graph.
+    #[error("pass {pass:?}: {source}")]
+    Refused {
+        /// The pass.
+        pass: &'static str,
+        /// Why.
+        source: PassError,
+    },
+    /// The pass made a graph that is not valid: a fault of the pass, not of its input.
+    #[error("pass {pass:?} left a wrong graph behind: {source}")]
+    Broken {
+        /// The pass.
+        pass: &'static str,
+        /// What is wrong with the graph.
+        source: PassError,
+    },
+}
+
+/// A graph on its way through passes.
+pub struct Pipeline<'a> {
+    graph: &'a mut Graph,
+    reports: Vec<Report>,
+}
+
+impl<'a> Pipeline<'a> {
+    /// No pass has run yet.
+    pub fn new(graph: &'a mut Graph) -> Pipeline<'a> {
+        Pipeline { graph, reports: Vec::new() }
+    }
+
+    /// Runs a pass and checks what it leaves behind.
+    pub fn run(&mut self, pass: Pass) -> Result<(), PipelineError> {
+        self.apply(pass.name, pass.promise, pass.rewrite)
+    }
+
+    /// [`run`](Pipeline::run) for a rewrite that takes or gives more than the graph.
+    pub fn apply<T>(
+        &mut self,
+        pass: &'static str,
+        promise: Promise,
+        rewrite: impl FnOnce(&mut Graph, &mut Report) -> Result<T, PassError>,
+    ) -> Result<T, PipelineError> {
+        let mut report = Report::new(pass, promise);
+        let made = rewrite(self.graph, &mut report).map_err(|source| PipelineError::Refused { pass, source })?;
+        infer(self.graph).map_err(|source| PipelineError::Broken { pass, source: source.into() })?;
+        self.reports.push(report);
+        Ok(made)
+    }
+
+    /// What the passes did, in order.
+    pub fn finish(self) -> Vec<Report> {
+        self.reports
+    }
+}
+
+const DEAD_CODE: Pass = Pass {
+    name: "drop dead code",
+    promise: Promise::Exact,
+    rewrite: |graph, report| {
+        let before = graph.nodes().count();
+        graph.prune()?;
+        let dropped = before - graph.nodes().count();
+        if dropped > 0 {
+            report.change(format!("{dropped} nodes that nothing needs"));
+        }
+        Ok(())
+    },
+};
+
+/// A model into its training step.
+pub(crate) fn training(
+    pipeline: &mut Pipeline,
+    options: &TrainingOptions,
+) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PipelineError> {
+    // Parameters become inputs before anything is folded: folding must not see them as constants.
+    let mut draft: Draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    // The gradient is that of the training form, and inference forms have no gradient of their statistics.
+    pipeline.apply("training mode", Promise::Lossy, |g, r| draft.enter_training_mode(g, r))?;
+    pipeline.apply("gradient", Promise::Exact, |g, r| draft.differentiate(g, r))?;
+    let made = pipeline.apply("optimizer", Promise::Exact, |g, r| draft.update(g, options, r))?;
+    // Last, because it renumbers values, which the draft holds on to.
+    pipeline.run(DEAD_CODE)?;
+    Ok(made)
+}
+
+/// A model into its loss and metrics on a batch.
+pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Vec<String>, PipelineError> {
+    let (_, batch_inputs) = pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options))?;
+    pipeline.run(DEAD_CODE)?;
+    Ok(batch_inputs)
+}

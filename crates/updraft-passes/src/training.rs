@@ -1,0 +1,296 @@
+//! A training step as one graph: forward, loss, gradient, clipping, update.
+//!
+//! What changes from step to step and stays inside the engine is *state*: parameters, moments of the optimizer, running
+//! statistics. Each is a graph input whose initializer is the starting value, paired with the graph output that is its
+//! next value. State keeps the names of the model's initializers, so a trained state goes back into the model by name.
+
+use updraft_graph::{DType, Graph, Tensor, ValueId, ValueType};
+
+use crate::loss::{self, Loss, Metric};
+use crate::optimizer::{self, Optimizer, StepInputs, WeightDecay, keep_state, matches};
+use crate::pipeline::{self, Pipeline, PipelineError};
+use crate::train_mode::{Randomness, lower_batch_norm, lower_dropout};
+use crate::{PassError, Report, gradient};
+
+/// Graph input of a step: the learning rate, `f32 []`.
+pub const LEARNING_RATE: &str = "learning_rate";
+/// Graph input of a step: the number of steps made before this one, `i64 []`.
+pub const STEP: &str = "step";
+/// Graph input of a step: the seed of all randomness in it, `i64 []`.
+pub const SEED: &str = "seed";
+/// Graph output: the loss, a scalar.
+pub const LOSS: &str = "loss";
+/// Graph output, where gradients are clipped: their norm before clipping, `f32 []`.
+pub const GRADIENT_NORM: &str = "gradient_norm";
+
+/// What is asked of a training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingOptions {
+    /// What becomes small.
+    pub loss: Loss,
+    /// How parameters move.
+    pub optimizer: Optimizer,
+    /// Which parameters decay.
+    pub weight_decay: WeightDecay,
+    /// Gradients whose norm over all parameters is larger are scaled down to it.
+    pub clip_norm: Option<f32>,
+    /// Patterns of parameters that stay as they are (see [`optimizer::matches`]).
+    pub freeze: Vec<String>,
+    /// The model output that the loss reads; the first where there is no name.
+    pub output: Option<String>,
+    /// Name of the graph input for the target: labels, or values of the output's shape.
+    pub target: String,
+    /// Numbers beside the loss.
+    pub metrics: Vec<Metric>,
+    /// Model outputs that the step returns too.
+    pub keep_outputs: Vec<String>,
+}
+
+impl TrainingOptions {
+    /// A loss and an optimizer, with no decay, no clipping, nothing frozen, the target called `labels`.
+    pub fn new(loss: Loss, optimizer: Optimizer) -> TrainingOptions {
+        TrainingOptions {
+            loss,
+            optimizer,
+            weight_decay: WeightDecay::default(),
+            clip_norm: None,
+            freeze: Vec::new(),
+            output: None,
+            target: "labels".to_owned(),
+            metrics: Vec::new(),
+            keep_outputs: Vec::new(),
+        }
+    }
+}
+
+/// What a piece of state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StateRole {
+    /// A trained parameter; belongs to the model.
+    Parameter,
+    /// Memory of the optimizer about one parameter.
+    Moment,
+    /// A running statistic of a normalisation; belongs to the model.
+    RunningStatistic,
+}
+
+/// One piece of state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateEntry {
+    /// The graph input that is its value before the step; for what belongs to the model, its initializer's name.
+    pub input: String,
+    /// The graph output that is its value after the step.
+    pub output: String,
+    /// The value before the first step.
+    pub initial: Tensor,
+    /// What it is.
+    pub role: StateRole,
+}
+
+/// A training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingStep {
+    /// The whole step. Its outputs are [`outputs`](TrainingStep::outputs) and then the state's.
+    pub graph: Graph,
+    /// What the engine keeps from step to step, in the order of the model's initializers, each parameter followed by
+    /// its moments.
+    pub state: Vec<StateEntry>,
+    /// Graph inputs that come from the data: the model's own, then the target.
+    pub batch_inputs: Vec<String>,
+    /// Graph outputs that a run returns: the loss, metrics by their names, [`GRADIENT_NORM`] if clipped, kept outputs.
+    pub outputs: Vec<String>,
+    /// What the passes did.
+    pub reports: Vec<Report>,
+}
+
+/// The training step of a model. The model's float initializers of rank 1 and up that the loss depends on are trained,
+/// but for frozen ones and running statistics.
+pub fn build(model: &Graph, options: &TrainingOptions) -> Result<TrainingStep, PipelineError> {
+    let mut graph = model.clone();
+    let mut pipeline = Pipeline::new(&mut graph);
+    let (state, batch_inputs, outputs) = pipeline::training(&mut pipeline, options)?;
+    let reports = pipeline.finish();
+    Ok(TrainingStep { graph, state, batch_inputs, outputs, reports })
+}
+
+/// A model with its loss, for measuring: the inference form, its outputs the loss, the metrics and the kept outputs.
+/// Returns the graph and the names of its inputs as [`TrainingStep::batch_inputs`] has them.
+pub fn build_evaluation(model: &Graph, options: &TrainingOptions) -> Result<(Graph, Vec<String>), PipelineError> {
+    let mut graph = model.clone();
+    let mut pipeline = Pipeline::new(&mut graph);
+    let batch_inputs = pipeline::evaluation(&mut pipeline, options)?;
+    pipeline.finish();
+    Ok((graph, batch_inputs))
+}
+
+/// The model with trained state in place of its initializers: parameters and running statistics by name.
+pub fn export(model: &Graph, state: impl IntoIterator<Item = (String, Tensor)>) -> Result<Graph, PassError> {
+    let mut graph = model.clone();
+    for (name, tensor) in state {
+        let refuse = |problem: String| PassError::Value { name: name.clone(), problem };
+        let id = graph.find(&name).ok_or_else(|| refuse("is no value of the model".to_owned()))?;
+        let old = graph.value(id).constant().ok_or_else(|| refuse("is no initializer of the model".to_owned()))?;
+        if (old.dtype(), old.shape()) != (tensor.dtype(), tensor.shape()) {
+            let (a, b) = ((old.dtype(), old.shape()), (tensor.dtype(), tensor.shape()));
+            return Err(refuse(format!("is {}{:?} in the model but {}{:?} in the state", a.0, a.1, b.0, b.1)));
+        }
+        graph.set_constant(id, Some(tensor));
+    }
+    Ok(graph)
+}
+
+/// A step under construction, from stage to stage of the pipeline.
+pub(crate) struct Draft {
+    inputs: StepInputs,
+    seed: ValueId,
+    loss: ValueId,
+    trained: Vec<ValueId>,
+    gradients: Vec<ValueId>,
+    running: Vec<(ValueId, ValueId)>,
+    batch_inputs: Vec<String>,
+}
+
+/// Adds target, loss and metrics, and makes them and the kept model outputs the graph's outputs.
+pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Result<(ValueId, Vec<String>), PassError> {
+    let output = model_output(graph, options.output.as_deref())?;
+    let kept: Vec<ValueId> =
+        options.keep_outputs.iter().map(|name| model_output(graph, Some(name))).collect::<Result<_, _>>()?;
+    let (target, loss) = loss::attach(graph, options.loss, output, &options.target)?;
+    graph.rename(loss, LOSS)?;
+    let mut outputs = vec![loss];
+    for metric in &options.metrics {
+        let value = loss::measure(graph, *metric, options.loss, output, target)?;
+        graph.rename(value, metric.name())?;
+        outputs.push(value);
+    }
+    outputs.extend(kept);
+    graph.set_outputs(outputs);
+    let batch_inputs = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
+    let batch_inputs = batch_inputs.map(|v| graph.value(*v).name.clone()).collect();
+    Ok((loss, batch_inputs))
+}
+
+fn model_output(graph: &Graph, name: Option<&str>) -> Result<ValueId, PassError> {
+    let Some(name) = name else {
+        return graph.outputs().first().copied().ok_or_else(|| PassError::Option {
+            option: "output",
+            problem: "cannot be the first one: the model has no outputs".to_owned(),
+        });
+    };
+    let names: Vec<&str> = graph.outputs().iter().map(|v| graph.value(*v).name.as_str()).collect();
+    match names.iter().position(|n| *n == name) {
+        Some(index) => Ok(graph.outputs()[index]),
+        None => Err(PassError::Option {
+            option: "output",
+            problem: format!("{name:?} is no output of the model; it has {}", names.join(", ")),
+        }),
+    }
+}
+
+/// Adds the loss and the step's scalars, and makes graph inputs of all that is trained.
+pub(crate) fn draft(graph: &mut Graph, options: &TrainingOptions, report: &mut Report) -> Result<Draft, PassError> {
+    optimizer::check(options.optimizer)?;
+    let (loss, batch_inputs) = attach_loss(graph, options)?;
+    let mut scalar = |name, dtype| graph.add_input(name, ValueType::tensor(dtype, Vec::new()));
+    let learning_rate = scalar(LEARNING_RATE, DType::F32)?;
+    let step = scalar(STEP, DType::I64)?;
+    let seed = scalar(SEED, DType::I64)?;
+    let running = running_statistics(graph);
+    let candidates: Vec<ValueId> = graph
+        .constants()
+        .filter(|(id, tensor)| tensor.dtype().is_float() && tensor.rank() > 0 && !running.contains(id))
+        .filter(|(id, _)| !graph.value(*id).consumers().is_empty())
+        .map(|(id, _)| id)
+        .collect();
+    let mut trained = Vec::new();
+    for id in candidates {
+        let name = graph.value(id).name.clone();
+        match options.freeze.iter().find(|pattern| matches(pattern, &name)) {
+            Some(pattern) => report.change(format!("{name} stays as it is: frozen by {pattern:?}")),
+            None => trained.push(id),
+        }
+    }
+    for id in trained.iter().chain(&running) {
+        if !graph.inputs().contains(id) {
+            graph.push_input(*id);
+        }
+    }
+    let inputs = StepInputs { learning_rate, step };
+    Ok(Draft { inputs, seed, loss, trained, gradients: Vec::new(), running: Vec::new(), batch_inputs })
+}
+
+/// The initializers that BatchNormalization nodes read as mean and variance.
+fn running_statistics(graph: &Graph) -> Vec<ValueId> {
+    graph
+        .nodes()
+        .filter(|(_, node)| node.op == "BatchNormalization" && node.domain.is_empty())
+        .flat_map(|(_, node)| node.inputs.iter().skip(3).take(2).flatten().copied())
+        .filter(|v| graph.value(*v).constant().is_some())
+        .collect()
+}
+
+impl Draft {
+    pub(crate) fn enter_training_mode(&mut self, graph: &mut Graph, report: &mut Report) -> Result<(), PassError> {
+        self.running = lower_batch_norm(graph, report)?;
+        lower_dropout(graph, &Randomness { seed: self.seed, step: self.inputs.step }, report)
+    }
+
+    /// Adds the gradients; parameters that the loss does not depend on stop being trained.
+    pub(crate) fn differentiate(&mut self, graph: &mut Graph, report: &mut Report) -> Result<(), PassError> {
+        let gradients = gradient::differentiate(graph, self.loss, &self.trained)?;
+        let mut trained = Vec::new();
+        for (parameter, gradient) in std::mem::take(&mut self.trained).into_iter().zip(gradients) {
+            match gradient {
+                Some(gradient) => {
+                    trained.push(parameter);
+                    self.gradients.push(gradient);
+                }
+                None => {
+                    let name = &graph.value(parameter).name;
+                    report.change(format!("{name} stays as it is: the loss does not depend on it"));
+                    let kept = graph.inputs().iter().copied().filter(|v| *v != parameter).collect();
+                    graph.set_inputs(kept);
+                }
+            }
+        }
+        self.trained = trained;
+        if self.trained.is_empty() {
+            let problem = "nothing is left to train: the loss depends on no float initializer that is not frozen";
+            return Err(PassError::Option { option: "freeze", problem: problem.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Adds clipping, updates and running statistics; returns state, batch inputs and the outputs' names.
+    pub(crate) fn update(
+        self,
+        graph: &mut Graph,
+        options: &TrainingOptions,
+        report: &mut Report,
+    ) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PassError> {
+        let mut scale = None;
+        if let Some(norm_max) = options.clip_norm {
+            let (norm, factor) = optimizer::clip(graph, &self.gradients, norm_max)?;
+            graph.rename(norm, GRADIENT_NORM)?;
+            graph.push_output(norm);
+            scale = Some(factor);
+        }
+        let outputs = graph.outputs().iter().map(|v| graph.value(*v).name.clone()).collect();
+        let mut state = Vec::new();
+        for (parameter, gradient) in self.trained.iter().zip(&self.gradients) {
+            let value = graph.value(*parameter);
+            let Some(initial) = value.constant().cloned() else { continue };
+            let decay = options.weight_decay.of(&value.name, initial.shape());
+            report.change(format!("{} is updated, weight decay {decay}", value.name));
+            let (optimizer, parameter) = (options.optimizer, (*parameter, &initial));
+            state.extend(optimizer::update(graph, optimizer, parameter, *gradient, &self.inputs, scale, decay)?);
+        }
+        for (value, next) in &self.running {
+            let value = graph.value(*value);
+            let Some(initial) = value.constant().cloned() else { continue };
+            let name = value.name.clone();
+            state.push(keep_state(graph, name, initial, StateRole::RunningStatistic, *next)?);
+        }
+        Ok((state, self.batch_inputs, outputs))
+    }
+}

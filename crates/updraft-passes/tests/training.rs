@@ -1,0 +1,186 @@
+//! Training steps run by the reference evaluator, against the same arithmetic written out.
+
+use std::collections::HashMap;
+
+use updraft_graph::eval::evaluate;
+use updraft_graph::{DType, Graph, Tensor, ValueType};
+use updraft_passes::loss::{CrossEntropy, Loss, Metric};
+use updraft_passes::optimizer::{AdamSettings, Optimizer, WeightDecay};
+use updraft_passes::training::{StateRole, TrainingOptions, TrainingStep, build, build_evaluation, export};
+
+/// Runs steps of a training step one after another and returns what each gave and the last state.
+struct Loop {
+    step: TrainingStep,
+    state: HashMap<String, Tensor>,
+    done: i64,
+}
+
+impl Loop {
+    fn new(step: TrainingStep) -> Loop {
+        let state = step.state.iter().map(|s| (s.input.clone(), s.initial.clone())).collect();
+        Loop { step, state, done: 0 }
+    }
+
+    fn run(&mut self, learning_rate: f32, batch: &[(&str, Tensor)]) -> HashMap<String, Tensor> {
+        let mut inputs = self.state.clone();
+        inputs.extend(batch.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())));
+        inputs.insert("learning_rate".into(), Tensor::scalar(learning_rate));
+        inputs.insert("step".into(), Tensor::scalar(self.done));
+        inputs.insert("seed".into(), Tensor::scalar(7i64));
+        let outputs = evaluate(&self.step.graph, &inputs).unwrap();
+        let names = self.step.graph.outputs().iter().map(|v| self.step.graph.value(*v).name.clone());
+        let made: HashMap<String, Tensor> = names.zip(outputs).collect();
+        for entry in &self.step.state {
+            self.state.insert(entry.input.clone(), made[&entry.output].clone());
+        }
+        self.done += 1;
+        made
+    }
+
+    fn state(&self, name: &str) -> Vec<f64> {
+        self.state[name].to_f64().unwrap()
+    }
+}
+
+/// `logits = x * p` for `p [2, 2]`: the gradient of `p` is that of the logits times `x`.
+fn scaled() -> Graph {
+    let mut graph = Graph::new("scaled");
+    let x = graph.add_input("x", ValueType::tensor(DType::F32, vec![2.into(), 2.into()])).unwrap();
+    let p = graph.add_constant("p", Tensor::new(&[2, 2], &[0.5f32, -1.0, 2.0, 0.25]).unwrap());
+    let logits = graph.op("Mul", &[x, p], []).unwrap();
+    graph.rename(logits, "logits").unwrap();
+    graph.push_output(logits);
+    graph
+}
+
+fn cross_entropy() -> Loss {
+    Loss::CrossEntropy(CrossEntropy::default())
+}
+
+fn batch() -> [(&'static str, Tensor); 2] {
+    let x = Tensor::new(&[2, 2], &[1f32, -2.0, 0.5, 3.0]).unwrap();
+    [("x", x), ("labels", Tensor::vector(&[0i64, 1]))]
+}
+
+/// The gradient of the mean cross-entropy of [`scaled`] with respect to `p`, written out.
+fn scaled_gradient(p: &[f64]) -> Vec<f64> {
+    let (x, labels) = ([1.0, -2.0, 0.5, 3.0], [0, 1]);
+    let mut gradient = vec![0.0; 4];
+    for row in 0..2 {
+        let logits = [p[2 * row] * x[2 * row], p[2 * row + 1] * x[2 * row + 1]];
+        let total: f64 = logits.iter().map(|l| l.exp()).sum();
+        for class in 0..2 {
+            let hit = if labels[row] == class { 1.0 } else { 0.0 };
+            gradient[2 * row + class] = (logits[class].exp() / total - hit) / 2.0 * x[2 * row + class];
+        }
+    }
+    gradient
+}
+
+fn assert_near(found: &[f64], expected: &[f64]) {
+    // The graph rounds to f32 after each of the few operations; the numbers are of the order of 1.
+    let near = found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-6);
+    assert!(near, "found {found:?}, expected {expected:?}");
+}
+
+#[test]
+fn sgd_with_momentum_and_decay_follows_the_written_out_steps() {
+    let optimizer = Optimizer::Sgd { momentum: 0.9, nesterov: true };
+    let decay = WeightDecay { amount: 0.01, rules: Vec::new() };
+    let options = TrainingOptions { weight_decay: decay, ..TrainingOptions::new(cross_entropy(), optimizer) };
+    let mut run = Loop::new(build(&scaled(), &options).unwrap());
+    let (mut p, mut m) = (run.state("p"), vec![0.0; 4]);
+    for _ in 0..3 {
+        run.run(0.1, &batch());
+        let g = scaled_gradient(&p);
+        for i in 0..4 {
+            let d = g[i] + 0.01 * p[i];
+            m[i] = 0.9 * m[i] + d;
+            p[i] -= 0.1 * (d + 0.9 * m[i]);
+        }
+        assert_near(&run.state("p"), &p);
+        assert_near(&run.state("p.momentum"), &m);
+    }
+}
+
+#[test]
+fn adam_follows_the_written_out_steps() {
+    let options = TrainingOptions::new(cross_entropy(), Optimizer::Adam(AdamSettings::default()));
+    let mut run = Loop::new(build(&scaled(), &options).unwrap());
+    let (mut p, mut m, mut v) = (run.state("p"), vec![0.0; 4], vec![0.0; 4]);
+    for t in 1..=3 {
+        run.run(0.01, &batch());
+        let g = scaled_gradient(&p);
+        for i in 0..4 {
+            m[i] = 0.9 * m[i] + 0.1 * g[i];
+            v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
+            let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
+            p[i] -= 0.01 * m_hat / (v_hat.sqrt() + 1e-8);
+        }
+        assert_near(&run.state("p"), &p);
+    }
+}
+
+#[test]
+fn the_step_names_what_it_reads_gives_and_keeps() {
+    let options = TrainingOptions {
+        keep_outputs: vec!["logits".into()],
+        ..TrainingOptions::new(cross_entropy(), Optimizer::AdamW(AdamSettings::default()))
+    };
+    let step = build(&scaled(), &options).unwrap();
+    assert_eq!(step.batch_inputs, ["x", "labels"]);
+    assert_eq!(step.outputs, ["loss", "logits"]);
+    let state: Vec<_> = step.state.iter().map(|s| (s.input.as_str(), s.output.as_str(), s.role)).collect();
+    assert_eq!(
+        state,
+        [
+            ("p", "p.next", StateRole::Parameter),
+            ("p.mean", "p.mean.next", StateRole::Moment),
+            ("p.mean_square", "p.mean_square.next", StateRole::Moment),
+        ]
+    );
+}
+
+#[test]
+fn a_trained_state_goes_back_into_the_model() {
+    let model = scaled();
+    let options = TrainingOptions::new(cross_entropy(), Optimizer::Sgd { momentum: 0.0, nesterov: false });
+    let mut run = Loop::new(build(&model, &options).unwrap());
+    run.run(0.5, &batch());
+    let trained = export(&model, [("p".to_owned(), run.state["p"].clone())]).unwrap();
+    let inputs = HashMap::from([("x".to_owned(), Tensor::new(&[2, 2], &[1f32; 4]).unwrap())]);
+    assert_eq!(evaluate(&trained, &inputs).unwrap()[0], run.state["p"]);
+
+    let wrong = export(&model, [("p".to_owned(), Tensor::vector(&[1f32]))]).unwrap_err();
+    assert!(wrong.to_string().contains("f32[2, 2] in the model but f32[1]"), "{wrong}");
+}
+
+#[test]
+fn the_evaluation_gives_the_loss_of_the_step_before_its_update() {
+    let options = TrainingOptions::new(cross_entropy(), Optimizer::Sgd { momentum: 0.0, nesterov: false });
+    let mut run = Loop::new(build(&scaled(), &options).unwrap());
+    let in_training = run.run(0.5, &batch())["loss"].clone();
+    let (graph, batch_inputs) = build_evaluation(&scaled(), &options).unwrap();
+    assert_eq!(batch_inputs, ["x", "labels"]);
+    let inputs = batch().into_iter().map(|(n, t)| (n.to_owned(), t)).collect();
+    assert_eq!(evaluate(&graph, &inputs).unwrap(), [in_training]);
+}
+
+#[test]
+fn what_cannot_be_trained_is_an_error_that_says_why() {
+    let sgd = Optimizer::Sgd { momentum: 0.0, nesterov: false };
+    let plain = TrainingOptions::new(cross_entropy(), sgd);
+    let rows = [
+        (TrainingOptions { freeze: vec!["*".into()], ..plain.clone() }, "nothing is left to train"),
+        (TrainingOptions { output: Some("probabilities".into()), ..plain.clone() }, "it has logits"),
+        (TrainingOptions { optimizer: Optimizer::Sgd { momentum: 1.5, nesterov: false }, ..plain.clone() }, "[0, 1)"),
+        (TrainingOptions { clip_norm: Some(0.0), ..plain.clone() }, "clip_norm must be above 0"),
+        (TrainingOptions { loss: Loss::MeanSquaredError, metrics: vec![Metric::Correct], ..plain }, "needs labels"),
+    ];
+    for (options, expected) in rows {
+        let error = build(&scaled(), &options).unwrap_err();
+        let mut message = error.to_string();
+        message.push_str(&std::error::Error::source(&error).map(|e| e.to_string()).unwrap_or_default());
+        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+    }
+}
