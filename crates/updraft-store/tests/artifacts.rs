@@ -142,17 +142,17 @@ fn only_file(dir: &Path) -> std::path::PathBuf {
 
 #[test]
 fn damaged_files_are_errors_that_name_the_object() {
-    let damage: [(&str, &dyn Fn(&[u8]) -> Vec<u8>, &str); 6] = [
-        ("objects", &|b| b[..b.len() - 1].to_vec(), "corrupt"),
-        ("objects", &|_| Vec::new(), "corrupt"),
-        ("manifests", &|b| b[..b.len() / 2].to_vec(), "damaged"),
-        ("manifests", &|b| String::from_utf8(b.to_vec()).unwrap().replace("model", "medal").into(), "damaged"),
-        (
-            "manifests",
-            &|b| String::from_utf8(b.to_vec()).unwrap().replace("\"format\": 1", "\"format\": 2").into(),
-            "format 2",
-        ),
-        ("origins", &|_| b"{}".to_vec(), "damaged"),
+    type Damage = fn(&[u8]) -> Vec<u8>;
+    fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+        String::from_utf8(bytes.to_vec()).unwrap().replace(from, to).into()
+    }
+    let damage: [(&str, Damage, &str); 6] = [
+        ("objects", |b| b[..b.len() - 1].to_vec(), "corrupt"),
+        ("objects", |_| Vec::new(), "corrupt"),
+        ("manifests", |b| b[..b.len() / 2].to_vec(), "damaged"),
+        ("manifests", |b| replaced(b, "model", "medal"), "damaged"),
+        ("manifests", |b| replaced(b, "\"format\": 1", "\"format\": 2"), "format 2"),
+        ("origins", |_| b"{}".to_vec(), "damaged"),
     ];
     for (folder, change, words) in damage {
         let dir = tempfile::tempdir().unwrap();

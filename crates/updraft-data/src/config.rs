@@ -1,0 +1,178 @@
+//! The part of a recipe that describes a dataset: plain data, checked when the dataset is opened.
+//!
+//! ```toml
+//! [data.train]
+//! path = "data/train.parquet"
+//!
+//! [[data.train.tensors]]
+//! name = "image"
+//! transform = [
+//!   { decode = "grey" },
+//!   { random_crop = { size = [28, 28], padding = 2 } },
+//!   { normalize = { mean = [0.1307], std = [0.3081] } },
+//! ]
+//!
+//! [[data.train.tensors]]
+//! name = "label"
+//! transform = [{ classes = 10 }]
+//! ```
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where samples come from and which tensors they become.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// The file, or the folder of pictures, relative to the recipe.
+    pub path: PathBuf,
+    /// The format; without it, what the extension says (`.parquet`, `.csv`, `.npy`, `.npz`; a folder is `folder`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The tensors of a batch, in this order; without any, every column as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorConfig>,
+    /// The most memory that samples may take: columns read ahead and decoded pictures kept. Default 1 GiB. Batches that
+    /// wait for the training step come on top.
+    #[serde(default = "default_memory_bytes")]
+    pub memory_bytes: u64,
+}
+
+fn default_memory_bytes() -> u64 {
+    1 << 30
+}
+
+/// The format of a source, and its columns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Format {
+    /// One Parquet file. Columns are named by their path (`image`, `image.bytes`); lists must be of one length.
+    Parquet,
+    /// A folder with a folder of pictures for each class. Columns: `image` (bytes), `label` (`i64`, the classes in
+    /// alphabetical order).
+    Folder,
+    /// Comma-separated values with a header. A column is `i64` if all its cells are whole numbers, `f64` if all are
+    /// numbers, and text otherwise.
+    Csv,
+    /// One NumPy array, the samples along its first dimension. Column: `array`.
+    Npy,
+    /// Several NumPy arrays with equal first dimensions. Columns: their names.
+    Npz,
+    /// Text, character by character. Columns: `inputs` and `targets`, both `i64` of `context` characters, the targets
+    /// one character further on.
+    Text(TextConfig),
+}
+
+/// How text becomes sequences.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// Characters of one sequence.
+    pub context: usize,
+    /// Characters from the start of one sequence to the start of the next; 1 (the default) gives every window.
+    #[serde(default = "default_stride")]
+    pub stride: usize,
+    /// The part of the file that is used, as fractions of its characters; the vocabulary is always that of the whole
+    /// file, so that training and validation parts agree on it.
+    #[serde(default = "default_span")]
+    pub span: [f64; 2],
+}
+
+fn default_stride() -> usize {
+    1
+}
+
+fn default_span() -> [f64; 2] {
+    [0.0, 1.0]
+}
+
+/// One tensor of a batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorConfig {
+    /// The name of the tensor, that of the model's input it feeds.
+    pub name: String,
+    /// The columns it is made of; several are laid side by side. Without any, the column of the tensor's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
+    /// What is done to the column, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transform: Vec<Transform>,
+}
+
+/// One step from a column to a tensor. Those of the first group take pictures, in 8 bits a channel; `to_float` and
+/// `normalize` end them, and a picture without either becomes a `u8` tensor. All pictures become channels × height ×
+/// width.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Transform {
+    /// PNG or JPEG bytes to pixels. Transparency is dropped; colour to grey is ITU-R 601 luma.
+    Decode(Colour),
+    /// To \[height, width\], bilinear with antialiasing.
+    Resize([usize; 2]),
+    /// The middle \[height, width\].
+    Crop([usize; 2]),
+    /// A window at random.
+    RandomCrop(RandomCrop),
+    /// Mirrored, or not, with equal chances.
+    RandomFlip(Axis),
+    /// Pixels from 0..=255 to `f32` in 0..=1.
+    ToFloat,
+
+    /// To `f32`, less `mean`, divided by `std`: for pictures by channel, after scaling pixels to 0..=1; for numbers
+    /// along the last dimension. One value serves all.
+    Normalize(Normalize),
+
+    /// To another element type, by its short name (`f32`).
+    Cast(String),
+    /// Class numbers, checked to lie in 0..n, as `i64`.
+    Classes(u64),
+    /// Class numbers, checked to lie in 0..n, as `f32` vectors of length n.
+    OneHot(u64),
+    /// Text to its place in this list, as `i64`.
+    IndexOf(Vec<String>),
+    /// Each sample to this shape.
+    Reshape(Vec<usize>),
+}
+
+/// The channels of a decoded picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Colour {
+    /// One channel.
+    Grey,
+    /// Three channels: red, green, blue.
+    Rgb,
+}
+
+/// A window at a random place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomCrop {
+    /// Its height and width.
+    pub size: [usize; 2],
+    /// Black pixels added first on each side.
+    #[serde(default)]
+    pub padding: usize,
+}
+
+/// The direction of a flip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Axis {
+    /// Left and right change places.
+    Horizontal,
+    /// Top and bottom change places.
+    Vertical,
+}
+
+/// An affine map by channel or feature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalize {
+    /// What is taken away.
+    pub mean: Vec<f32>,
+    /// What the difference is divided by.
+    pub std: Vec<f32>,
+}

@@ -1,0 +1,354 @@
+//! A dataset: a source, and the tensors that its columns become.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use serde::Serialize;
+use updraft_base::{Digest, Key};
+use updraft_graph::{DType, Tensor};
+
+use crate::config::{DatasetConfig, TensorConfig};
+use crate::error::DataError;
+use crate::order::Shuffle;
+use crate::picture::Picture;
+use crate::source::{self, Cells, Source};
+use crate::text::Vocabulary;
+use crate::transform::{PicturePlan, Plan};
+
+/// Samples, numbered from 0, each a few tensors.
+pub struct Dataset {
+    path: std::path::PathBuf,
+    source: Box<dyn Source>,
+    columns: Vec<String>,
+    tensors: Vec<PlannedTensor>,
+    facts: DatasetFacts,
+    memory_bytes: u64,
+}
+
+/// What is known about a dataset; kept as part of what a model came from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DatasetFacts {
+    /// The digest of the content of the source. Its path is not part of it.
+    pub digest: Digest,
+    /// The digest of how tensors are made of the content.
+    pub pipeline: Digest,
+    /// The number of samples.
+    pub samples: u64,
+    /// The tensors of a sample, in the order of the configuration.
+    pub tensors: Vec<TensorFacts>,
+    /// The characters that the numbers in a text dataset stand for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<Vocabulary>,
+    /// The names of the classes, where the source has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
+}
+
+/// One tensor of a sample.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorFacts {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    #[serde(serialize_with = "dtype_name")]
+    pub dtype: DType,
+    /// Its shape, without the batch dimension.
+    pub shape: Vec<usize>,
+}
+
+fn dtype_name<S: serde::Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(dtype.name())
+}
+
+struct PlannedTensor {
+    name: String,
+    /// Indices among the source's columns.
+    columns: Vec<usize>,
+    plan: Plan,
+    cache: PictureCache,
+}
+
+impl Dataset {
+    /// Opens the source and makes the tensors of its first sample, so that a mistake in the configuration shows now. A
+    /// relative path starts at `base`, the folder of the recipe.
+    pub fn open(config: &DatasetConfig, base: &Path) -> Result<Dataset, DataError> {
+        let path = base.join(&config.path);
+        let opened = source::open(config, &path)?;
+        let configured = if config.tensors.is_empty() {
+            let plain = |name: &String| TensorConfig { name: name.clone(), columns: Vec::new(), transform: Vec::new() };
+            opened.columns.iter().map(plain).collect()
+        } else {
+            config.tensors.clone()
+        };
+        let mut tensors: Vec<PlannedTensor> = Vec::with_capacity(configured.len());
+        for tensor in &configured {
+            let name = &tensor.name;
+            if tensors.iter().any(|t| t.name == *name) {
+                return Err(DataError::tensor(name, "two tensors have this name"));
+            }
+            let plan = Plan::new(tensor).map_err(|reason| DataError::tensor(name, reason))?;
+            let names = if tensor.columns.is_empty() { std::slice::from_ref(name) } else { &tensor.columns };
+            let columns = names.iter().filter_map(|n| opened.columns.iter().position(|c| c == n)).collect();
+            tensors.push(PlannedTensor { name: name.clone(), columns, plan, cache: PictureCache::default() });
+        }
+        let facts = DatasetFacts {
+            digest: opened.digest,
+            pipeline: pipeline_digest(config, &configured).map_err(|e| DataError::file(&path, e.to_string()))?,
+            samples: opened.source.block_rows().iter().sum(),
+            tensors: Vec::new(),
+            vocabulary: opened.vocabulary,
+            classes: opened.classes,
+        };
+        let memory_bytes = config.memory_bytes;
+        let mut dataset =
+            Dataset { path, source: opened.source, columns: opened.columns, tensors, facts, memory_bytes };
+        dataset.learn_from_first_sample()?;
+        Ok(dataset)
+    }
+
+    /// Finds the shapes of the tensors, and room for decoded pictures in the memory that the source leaves.
+    fn learn_from_first_sample(&mut self) -> Result<(), DataError> {
+        let first = self.tensors_of(&[0], &Key::new(0))?;
+        self.facts.tensors = first
+            .iter()
+            .map(|(name, t)| TensorFacts { name: name.clone(), dtype: t.dtype(), shape: t.shape()[1..].to_vec() })
+            .collect();
+        let free_bytes = self.memory_bytes.saturating_sub(self.source.resident_bytes(u64::MAX));
+        let pictures = self.tensors.iter().filter(|t| matches!(t.plan, Plan::Picture(_))).count() as u64;
+        for tensor in &mut self.tensors {
+            if let Plan::Picture(plan) = &tensor.plan {
+                let Cells::Bytes(cells) = self.source.read(tensor.columns[0], &[0])? else { continue };
+                let sample = plan.prepare(&cells[0]).map_err(|reason| DataError::tensor(&tensor.name, reason))?;
+                tensor.cache = PictureCache::new(free_bytes / pictures, &sample, self.facts.samples);
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> u64 {
+        self.facts.samples
+    }
+
+    /// Whether there are no samples; never so for a dataset that could be opened.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is known about it.
+    pub fn facts(&self) -> &DatasetFacts {
+        &self.facts
+    }
+
+    /// Where a sample comes from, for messages: file and row.
+    pub fn sample_name(&self, sample: u64) -> String {
+        self.source.row_name(sample)
+    }
+
+    /// The named tensors of some samples, stacked along a new first dimension. Random transforms draw from `key` and
+    /// the samples' numbers.
+    pub(crate) fn tensors_of(&self, samples: &[u64], key: &Key) -> Result<Vec<(String, Tensor)>, DataError> {
+        let mut out = Vec::with_capacity(self.tensors.len());
+        for tensor in &self.tensors {
+            let made = match &tensor.plan {
+                Plan::Picture(plan) => self.pictures(tensor, plan, samples, &key.child(&tensor.name))?,
+                Plan::Numbers(_) => self.numbers(tensor, samples)?,
+            };
+            out.push((tensor.name.clone(), made));
+        }
+        Ok(out)
+    }
+
+    pub(crate) fn block_samples(&self) -> &[u64] {
+        self.source.block_rows()
+    }
+
+    /// Refuses an order for which the same block would be read again and again.
+    pub(crate) fn check_shuffle(&self, shuffle: Shuffle) -> Result<(), DataError> {
+        let (blocks, what) = match shuffle {
+            Shuffle::None => return Ok(()),
+            Shuffle::Global => (u64::MAX, "a global shuffle".to_owned()),
+            // At the border of two windows both are read from.
+            Shuffle::Blocks(n) => (n.saturating_mul(2), format!("a shuffle over {n} blocks, two windows at a time,")),
+        };
+        let needed_bytes = self.source.resident_bytes(blocks);
+        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
+            return Ok(());
+        }
+        let advice = "raise it, or set `shuffle = { blocks = N }` with a smaller N";
+        let path = self.path.clone();
+        Err(DataError::Memory { path, what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
+    }
+
+    fn pictures(
+        &self,
+        tensor: &PlannedTensor,
+        plan: &PicturePlan,
+        samples: &[u64],
+        key: &Key,
+    ) -> Result<Tensor, DataError> {
+        let column = tensor.columns[0];
+        let failed = |sample: u64| {
+            move |reason: String| DataError::Sample {
+                sample: self.source.row_name(sample),
+                column: self.columns[column].clone(),
+                reason,
+            }
+        };
+        let missing: Vec<u64> = samples.iter().copied().filter(|s| tensor.cache.get(*s).is_none()).collect();
+        let mut encoded = match self.source.read(column, &missing)? {
+            Cells::Bytes(cells) => cells.into_iter(),
+            Cells::Numbers(t) if t.is_empty() => Vec::new().into_iter(),
+            Cells::Numbers(_) => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
+        };
+
+        let mut batch: Option<(Tensor, [usize; 3])> = None;
+        for (index, sample) in samples.iter().enumerate() {
+            let kept = tensor.cache.get(*sample).cloned();
+            let prepared = match kept {
+                // Cached since `missing` was listed: then its cell must still be taken off the list.
+                Some(picture) => {
+                    if missing.contains(sample) {
+                        encoded.next();
+                    }
+                    picture
+                }
+                None => {
+                    let cell = encoded.next().unwrap_or_default();
+                    tensor.cache.keep(*sample, plan.prepare(&cell).map_err(failed(*sample))?)
+                }
+            };
+            let varied;
+            let picture = if plan.is_random() {
+                varied = plan.vary(Picture::clone(&prepared), &key.child_index(*sample)).map_err(failed(*sample))?;
+                &varied
+            } else {
+                &*prepared
+            };
+            let shape = [picture.channels, picture.height, picture.width];
+            if batch.is_none() {
+                let zeros = Tensor::zeros(plan.dtype(), &[samples.len(), shape[0], shape[1], shape[2]]);
+                batch = Some((zeros.map_err(|e| DataError::tensor(&tensor.name, e.to_string()))?, shape));
+            }
+            if let Some((stacked, first_shape)) = &mut batch {
+                if shape != *first_shape || self.facts.tensors.iter().any(|t| t.name == tensor.name && t.shape != shape)
+                {
+                    let [channels, height, width] = *first_shape;
+                    return Err(failed(*sample)(format!(
+                        "{shape:?} channels, height and width differ from the [{channels}, {height}, {width}] of others; \
+                         add `resize` or a crop"
+                    )));
+                }
+                let bytes = stacked.byte_len() / samples.len();
+                plan.write(picture, &mut stacked.bytes_mut()[index * bytes..][..bytes]);
+            }
+        }
+        match batch {
+            Some((stacked, _)) => Ok(stacked),
+            None => Err(DataError::tensor(&tensor.name, "a batch of no samples")),
+        }
+    }
+
+    fn numbers(&self, tensor: &PlannedTensor, samples: &[u64]) -> Result<Tensor, DataError> {
+        let Plan::Numbers(steps) = &tensor.plan else { unreachable!("asked for a tensor of numbers") };
+        let refused = |reason: String| DataError::tensor(&tensor.name, reason);
+        let mut read = Vec::with_capacity(tensor.columns.len());
+        for column in &tensor.columns {
+            read.push(self.source.read(*column, samples)?);
+        }
+        let mut cells =
+            if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };
+        for step in steps {
+            cells = step.apply(cells).map_err(|(place, reason)| match place {
+                Some(place) => DataError::Sample {
+                    sample: self.source.row_name(samples[place]),
+                    column: self.columns[tensor.columns[0]].clone(),
+                    reason,
+                },
+                None => refused(reason),
+            })?;
+        }
+        match cells {
+            Cells::Numbers(tensor) => Ok(tensor),
+            Cells::Bytes(_) => {
+                Err(refused("holds text or bytes, which become no tensor without `decode` or `index_of`".into()))
+            }
+        }
+    }
+}
+
+/// Columns of numbers as the features of one tensor: \[samples, features\]. Columns of several types meet in `f64`.
+fn side_by_side(columns: &[Cells]) -> Result<Tensor, String> {
+    let mut tensors = Vec::with_capacity(columns.len());
+    for column in columns {
+        match column {
+            Cells::Numbers(tensor) => tensors.push(tensor.clone()),
+            Cells::Bytes(_) => return Err("columns of text or bytes cannot be laid side by side".into()),
+        }
+    }
+    let dtype = match tensors.first() {
+        Some(first) if tensors.iter().all(|t| t.dtype() == first.dtype()) => first.dtype(),
+        _ => DType::F64,
+    };
+    let samples = tensors.first().and_then(|t| t.shape().first()).copied().unwrap_or(0);
+    let mut rows = vec![Vec::new(); samples];
+    let mut features = 0;
+    for tensor in &tensors {
+        let tensor = tensor.cast(dtype).map_err(|e| e.to_string())?;
+        let per_sample = tensor.len() / samples.max(1);
+        features += per_sample;
+        for (row, bytes) in
+            rows.iter_mut().zip(tensor.bytes().chunks_exact((per_sample * dtype.size_in_memory()).max(1)))
+        {
+            row.extend_from_slice(bytes);
+        }
+    }
+    Tensor::from_bytes(dtype, &[samples, features], &rows.concat()).map_err(|e| e.to_string())
+}
+
+/// The digest of what the configuration says beyond where the data lies and how much memory it may take.
+fn pipeline_digest(config: &DatasetConfig, tensors: &[TensorConfig]) -> serde_json::Result<Digest> {
+    serde_json::to_vec(&(&config.format, tensors)).map(|json| Digest::of(&json))
+}
+
+/// Decoded pictures of the first samples, as many as memory allows. They are kept in 8 bits a channel, before anything
+/// random and before they become floats, which take four times the memory and little time to make.
+#[derive(Default)]
+struct PictureCache {
+    slots: Vec<OnceLock<Arc<Picture>>>,
+    free_bytes: AtomicU64,
+}
+
+impl PictureCache {
+    fn new(allowed_bytes: u64, sample: &Picture, samples: u64) -> PictureCache {
+        let slot_bytes = size_of::<OnceLock<Arc<Picture>>>() as u64;
+        let count = samples.min(allowed_bytes / (slot_bytes + picture_bytes(sample)));
+        let slots = (0..count).map(|_| OnceLock::new()).collect();
+        PictureCache { slots, free_bytes: AtomicU64::new(allowed_bytes.saturating_sub(count * slot_bytes)) }
+    }
+
+    fn get(&self, sample: u64) -> Option<&Arc<Picture>> {
+        self.slots.get(usize::try_from(sample).ok()?)?.get()
+    }
+
+    /// Keeps the picture if there is a slot and memory for it.
+    fn keep(&self, sample: u64, picture: Picture) -> Arc<Picture> {
+        let bytes = picture_bytes(&picture);
+        let picture = Arc::new(picture);
+        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else { return picture };
+        let take = |free: u64| free.checked_sub(bytes);
+        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+            && slot.set(picture.clone()).is_err()
+        {
+            // Another thread was first.
+            self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        picture
+    }
+}
+
+/// What a kept picture takes: pixels, fields, and the counts of the `Arc`.
+fn picture_bytes(picture: &Picture) -> u64 {
+    (picture.pixels.capacity() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
+}

@@ -1,0 +1,95 @@
+//! A folder with a folder of pictures for each class.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use updraft_base::digest::Hasher;
+use updraft_graph::Tensor;
+
+use crate::error::DataError;
+use crate::source::{Cells, Opened, Source, Wanted};
+
+/// What the picture decoder reads.
+const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+struct Folder {
+    /// Each file and the number of its class.
+    files: Vec<(PathBuf, i64)>,
+    rows: [u64; 1],
+    /// For each column, whether it is the label.
+    is_label: Vec<bool>,
+}
+
+pub(super) fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
+    let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
+    let mut files = Vec::new();
+    let mut classes = Vec::new();
+    let mut hasher = Hasher::new();
+    for class_path in visible_entries(path)? {
+        if !class_path.is_dir() {
+            return Err(DataError::file(&class_path, "lies beside the folders of the classes"));
+        }
+        let class = file_name(&class_path)?;
+        for file in visible_entries(&class_path)? {
+            let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+            if !EXTENSIONS.contains(&extension.as_str()) {
+                return Err(DataError::file(&file, format!("is not one of {}", EXTENSIONS.join(", "))));
+            }
+            hasher.field(class.as_bytes());
+            hasher.field(file_name(&file)?.as_bytes());
+            hasher.field(&fs::read(&file).map_err(DataError::io(&file))?);
+            files.push((file, classes.len() as i64));
+        }
+        classes.push(class);
+    }
+    if files.is_empty() {
+        return Err(DataError::Empty { path: path.to_owned(), reason: String::new() });
+    }
+    let rows = [files.len() as u64];
+    let source = Folder { files, rows, is_label: places.iter().map(|p| *p == 1).collect() };
+    let digest = hasher.finish();
+    Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: Some(classes) })
+}
+
+/// The entries of a folder in alphabetical order, less those whose name starts with a dot.
+fn visible_entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir).map_err(DataError::io(dir))? {
+        let entry = entry.map_err(DataError::io(dir))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            entries.push(entry.path());
+        }
+    }
+    entries.sort_unstable();
+    Ok(entries)
+}
+
+fn file_name(path: &Path) -> Result<String, DataError> {
+    let name = path.file_name().and_then(|n| n.to_str());
+    Ok(name.ok_or_else(|| DataError::file(path, "has a name that is not UTF-8"))?.to_owned())
+}
+
+impl Source for Folder {
+    fn block_rows(&self) -> &[u64] {
+        &self.rows
+    }
+
+    fn resident_bytes(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
+        let files = rows.iter().map(|row| &self.files[*row as usize]);
+        if self.is_label[column] {
+            let labels: Vec<i64> = files.map(|(_, label)| *label).collect();
+            return Ok(Cells::Numbers(Tensor::vector(&labels)));
+        }
+        let read = |path: &PathBuf| fs::read(path).map(Bytes::from).map_err(DataError::io(path));
+        Ok(Cells::Bytes(files.map(|(path, _)| read(path)).collect::<Result<_, _>>()?))
+    }
+
+    fn row_name(&self, row: u64) -> String {
+        self.files[row as usize].0.display().to_string()
+    }
+}
