@@ -47,6 +47,43 @@ pub struct SparseTensor {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Attributes(BTreeMap<String, Attribute>);
 
+impl SparseTensor {
+    /// All elements, zeros included.
+    pub fn to_dense(&self) -> Result<Tensor, OpError> {
+        let refuse = || OpError::value(format!("indices of a sparse tensor do not fit shape {:?}", self.shape));
+        let places: Vec<usize> = match (self.indices.to_i64()?, self.indices.shape()) {
+            (positions, [_]) => {
+                positions.into_iter().map(|p| usize::try_from(p).map_err(|_| refuse())).collect::<Result<_, _>>()?
+            }
+            (coordinates, [_, rank]) if *rank == self.shape.len() && *rank > 0 => {
+                let place = |index: &[i64]| {
+                    index.iter().zip(&self.shape).try_fold(0usize, |place, (i, size)| {
+                        let i = usize::try_from(*i).ok().filter(|i| i < size)?;
+                        place.checked_mul(*size)?.checked_add(i)
+                    })
+                };
+                coordinates
+                    .chunks_exact(*rank)
+                    .map(|index| place(index).ok_or_else(refuse))
+                    .collect::<Result<_, _>>()?
+            }
+            _ => return Err(refuse()),
+        };
+        let mut out = Tensor::zeros(self.values.dtype(), &self.shape)?;
+        if places.len() != self.values.len() || places.iter().any(|p| *p >= out.len()) {
+            return Err(refuse());
+        }
+        let size = self.values.dtype().size_in_memory();
+        if size == 0 {
+            return Err(OpError::unsupported("sparse tensors of strings"));
+        }
+        for (place, element) in places.into_iter().zip(self.values.bytes().chunks_exact(size)) {
+            out.bytes_mut()[place * size..][..size].copy_from_slice(element);
+        }
+        Ok(out)
+    }
+}
+
 impl Attributes {
     /// No attributes.
     pub fn new() -> Attributes {

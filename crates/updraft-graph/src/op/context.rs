@@ -130,13 +130,14 @@ impl InputFact<'_> {
         })
     }
 
-    /// The elements of a small integer tensor as sizes: constant ones that are not negative, or symbolic ones.
+    /// The elements of a small integer tensor as sizes: constant or symbolic ones. Negative ones, which are no sizes,
+    /// are [`Dim::Unknown`].
     pub fn content(&self) -> Option<Vec<Dim>> {
         if let Some(content) = &self.fact.content {
             return Some(content.clone());
         }
         let t = self.constant.filter(|t| t.dtype().is_integer() && t.rank() <= 1 && t.len() <= 64)?;
-        t.to_i64().ok()?.into_iter().map(|v| usize::try_from(v).ok().map(Dim::Known)).collect()
+        Some(t.to_i64().ok()?.into_iter().map(|v| usize::try_from(v).map_or(Dim::Unknown, Dim::Known)).collect())
     }
 }
 
@@ -166,6 +167,10 @@ impl<'a> Infer<'a> {
                     let value = graph.value(v);
                     // An initializer that is also a graph input is only a default.
                     let constant = value.constant().filter(|_| !graph.inputs().contains(&v));
+                    let constant = constant.or_else(|| {
+                        let maker = graph.node(value.producer()?.0);
+                        maker.attributes.tensor("value").ok()?.filter(|_| maker.op == "Constant")
+                    });
                     let fact = match constant {
                         Some(t) => Fact::tensor(Some(t.dtype()), dims(t.shape())),
                         None => Fact {

@@ -24,6 +24,8 @@ mod index;
 pub mod logical;
 pub mod matmul;
 pub mod optimizer;
+pub mod reduce;
+pub mod shape;
 pub mod trigonometric;
 pub mod window;
 
@@ -296,6 +298,8 @@ const FAMILIES: &[&[Op]] = &[
     logical::OPS,
     activation::OPS,
     cast::OPS,
+    reduce::OPS,
+    shape::OPS,
     matmul::OPS,
     conv::OPS,
     cross_entropy::OPS,
