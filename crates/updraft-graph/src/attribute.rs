@@ -45,7 +45,11 @@ pub struct SparseTensor {
 
 /// The attributes of one node by name, in name order.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Attributes(BTreeMap<String, Attribute>);
+pub struct Attributes {
+    values: BTreeMap<String, Attribute>,
+    /// Free text by attribute name, where there is any.
+    docs: BTreeMap<String, String>,
+}
 
 impl SparseTensor {
     /// All elements, zeros included.
@@ -92,32 +96,47 @@ impl Attributes {
 
     /// The attribute of this name.
     pub fn get(&self, name: &str) -> Option<&Attribute> {
-        self.0.get(name)
+        self.values.get(name)
     }
 
     /// Sets an attribute, replacing one of the same name.
     pub fn set(&mut self, name: &str, value: impl Into<Attribute>) {
-        self.0.insert(name.to_owned(), value.into());
+        self.values.insert(name.to_owned(), value.into());
     }
 
     /// Removes and returns an attribute.
     pub fn remove(&mut self, name: &str) -> Option<Attribute> {
-        self.0.remove(name)
+        self.docs.remove(name);
+        self.values.remove(name)
+    }
+
+    /// The free text that a file carries along with an attribute; empty where there is none.
+    pub fn doc(&self, name: &str) -> &str {
+        self.docs.get(name).map_or("", String::as_str)
+    }
+
+    /// Sets the free text of an attribute.
+    pub fn set_doc(&mut self, name: &str, doc: &str) {
+        if doc.is_empty() {
+            self.docs.remove(name);
+        } else {
+            self.docs.insert(name.to_owned(), doc.to_owned());
+        }
     }
 
     /// Names and values, in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Attribute)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value))
+        self.values.iter().map(|(name, value)| (name.as_str(), value))
     }
 
     /// Names and values for editing, in name order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Attribute)> {
-        self.0.iter_mut().map(|(name, value)| (name.as_str(), value))
+        self.values.iter_mut().map(|(name, value)| (name.as_str(), value))
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.values.is_empty()
     }
 
     /// An integer, or `default` where it is absent.
@@ -200,13 +219,13 @@ impl Attributes {
 
 impl<const N: usize> From<[(&str, Attribute); N]> for Attributes {
     fn from(pairs: [(&str, Attribute); N]) -> Attributes {
-        Attributes(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
 impl FromIterator<(String, Attribute)> for Attributes {
     fn from_iter<I: IntoIterator<Item = (String, Attribute)>>(pairs: I) -> Attributes {
-        Attributes(pairs.into_iter().collect())
+        Attributes { values: pairs.into_iter().collect(), docs: BTreeMap::new() }
     }
 }
 

@@ -7,6 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+mod parse;
+
+pub use parse::ParseDimError;
+pub(crate) use parse::is_identifier;
+
 /// The size of one dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dim {
@@ -316,13 +321,18 @@ impl fmt::Display for Poly {
                     f.write_str("*")?;
                 }
                 match atom {
-                    Atom::Symbol(name) => f.write_str(name)?,
+                    Atom::Symbol(name) => write_symbol(f, name)?,
                     Atom::Quotient(numerator, denominator) => write!(f, "floor(({numerator})/{denominator})")?,
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A name that would not read back as one symbol is quoted.
+fn write_symbol(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    if is_identifier(name) { f.write_str(name) } else { write!(f, "{:?}", name) }
 }
 
 #[cfg(test)]

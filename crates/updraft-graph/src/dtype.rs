@@ -33,11 +33,13 @@ pub enum DType {
     F8E8M0 = 24,
     U2 = 25,
     I2 = 26,
+    F6E2M3 = 27,
+    F6E3M2 = 28,
 }
 
 impl DType {
     /// All element types, in the order of their ONNX numbers.
-    pub const ALL: [DType; 26] = [
+    pub const ALL: [DType; 28] = [
         DType::F32,
         DType::U8,
         DType::I8,
@@ -64,6 +66,8 @@ impl DType {
         DType::F8E8M0,
         DType::U2,
         DType::I2,
+        DType::F6E2M3,
+        DType::F6E3M2,
     ];
 
     /// The type with this ONNX number.
@@ -105,6 +109,8 @@ impl DType {
             DType::F8E8M0 => "f8e8m0",
             DType::U2 => "u2",
             DType::I2 => "i2",
+            DType::F6E2M3 => "f6e2m3",
+            DType::F6E3M2 => "f6e3m2",
         }
     }
 
@@ -113,6 +119,7 @@ impl DType {
         Some(match self {
             DType::U2 | DType::I2 => 2,
             DType::U4 | DType::I4 | DType::F4E2M1 => 4,
+            DType::F6E2M3 | DType::F6E3M2 => 6,
             DType::String => return None,
             _ => self.size_in_memory() * 8,
         })
@@ -134,6 +141,8 @@ impl DType {
             | DType::U4
             | DType::I4
             | DType::F4E2M1
+            | DType::F6E2M3
+            | DType::F6E3M2
             | DType::U2
             | DType::I2 => 1,
             DType::U16 | DType::I16 | DType::F16 | DType::BF16 => 2,
@@ -156,6 +165,8 @@ impl DType {
                 | DType::F8E5M2
                 | DType::F8E5M2FNUZ
                 | DType::F4E2M1
+                | DType::F6E2M3
+                | DType::F6E3M2
                 | DType::F8E8M0
         )
     }

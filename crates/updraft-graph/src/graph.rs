@@ -50,6 +50,13 @@ pub enum ValueType {
     Optional(Box<ValueType>),
     /// Keys of one element type to values of one type.
     Map(DType, Box<ValueType>),
+    /// A type that only some runtime knows.
+    Opaque {
+        /// Name space of the type.
+        domain: String,
+        /// The type's name there.
+        name: String,
+    },
 }
 
 /// What is known of a tensor before it exists.
@@ -89,6 +96,15 @@ impl ValueType {
     }
 }
 
+/// What a file says a value and its axes stand for (`IMAGE`, `DATA_BATCH`): ONNX's standard denotations.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Denotation {
+    /// Of the whole value; may be empty.
+    pub value: String,
+    /// Of each axis; may be empty, and the list may be shorter than the rank.
+    pub axes: Vec<String>,
+}
+
 /// One value: made once, read any number of times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Value {
@@ -100,7 +116,10 @@ pub struct Value {
     pub doc: String,
     /// Key-value pairs that a file carries along.
     pub metadata: Vec<(String, String)>,
+    /// What a file says the value stands for.
+    pub denotation: Denotation,
     constant: Option<Tensor>,
+    is_sparse: bool,
     content: Option<Vec<Dim>>,
     is_outer: bool,
     producer: Option<(NodeId, usize)>,
@@ -111,6 +130,11 @@ impl Value {
     /// The tensor it always is, if it is an initializer.
     pub fn constant(&self) -> Option<&Tensor> {
         self.constant.as_ref()
+    }
+
+    /// Whether files store the initializer by its non-zero elements.
+    pub fn is_sparse(&self) -> bool {
+        self.is_sparse
     }
 
     /// Its elements as sizes that may be symbols, where inference found them (the output of `Shape`).
@@ -155,6 +179,8 @@ pub struct Node {
     pub doc: String,
     /// Key-value pairs that a file carries along.
     pub metadata: Vec<(String, String)>,
+    /// Encoded `NodeDeviceConfigurationProto`s that a file carries along.
+    pub device_configurations: Vec<Vec<u8>>,
 }
 
 impl Node {
@@ -190,11 +216,22 @@ pub struct Graph {
     pub metadata: Vec<(String, String)>,
     /// Version of each operator set the nodes are written in, by domain.
     pub opsets: BTreeMap<String, u32>,
+    /// Quantization parameters that a file carries along.
+    pub quantization: Vec<QuantizationAnnotation>,
     values: Vec<Value>,
     nodes: Vec<Option<Node>>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
     names: HashMap<String, ValueId>,
+}
+
+/// Which tensors of a file hold the quantization parameters of another.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QuantizationAnnotation {
+    /// Name of the tensor that is quantized.
+    pub tensor: String,
+    /// Parameter (`SCALE_TENSOR`, `ZERO_POINT_TENSOR`) and the name of the tensor that holds it.
+    pub parameters: Vec<(String, String)>,
 }
 
 /// What an edit or an ordering was refused for.
@@ -276,7 +313,9 @@ impl Graph {
             ty,
             doc: String::new(),
             metadata: Vec::new(),
+            denotation: Denotation::default(),
             constant: None,
+            is_sparse: false,
             content: None,
             is_outer: false,
             producer: None,
@@ -332,6 +371,11 @@ impl Graph {
             self.values[value.index()].ty = ValueType::of(tensor);
         }
         self.values[value.index()].constant = tensor;
+    }
+
+    /// Says whether files store an initializer by its non-zero elements.
+    pub fn set_sparse(&mut self, value: ValueId, is_sparse: bool) {
+        self.values[value.index()].is_sparse = is_sparse;
     }
 
     /// Gives a value another name, which must be free.
@@ -477,6 +521,11 @@ impl Graph {
         let value = &mut self.values[id.index()];
         value.doc = doc;
         value.metadata = metadata;
+    }
+
+    /// Sets what a file says a value stands for.
+    pub fn set_denotation(&mut self, id: ValueId, denotation: Denotation) {
+        self.values[id.index()].denotation = denotation;
     }
 
     /// A node by id.
@@ -638,22 +687,52 @@ impl Graph {
             }
         }
         kept.reverse();
-        let mut new_ids: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let values: Vec<ValueId> = self.values().map(|(id, _)| id).filter(|id| live[id.index()]).collect();
+        self.relayout(&values, &kept)
+    }
+
+    /// Stores nodes in execution order and values as a file lists them (inputs, initializers, what nodes make, what
+    /// subgraphs read from outside), dropping values that nothing names. Two graphs that differ in storage only are
+    /// equal afterwards.
+    pub fn sort(&mut self) -> Result<(), GraphError> {
+        let order = self.order()?;
         let mut values = Vec::new();
-        for (i, value) in std::mem::take(&mut self.values).into_iter().enumerate() {
-            if live[i] {
-                new_ids[i] = Some(ValueId(values.len() as u32));
-                values.push(Value { producer: None, consumers: Vec::new(), ..value });
+        let mut is_listed = vec![false; self.values.len()];
+        let mut list = |id: ValueId| {
+            if !std::mem::replace(&mut is_listed[id.index()], true) {
+                values.push(id);
             }
+        };
+        self.inputs.iter().copied().for_each(&mut list);
+        let (sparse, dense): (Vec<_>, Vec<_>) = self.constants().partition(|(id, _)| self.value(*id).is_sparse);
+        dense.into_iter().chain(sparse).for_each(|(id, _)| list(id));
+        order.iter().flat_map(|id| self.node(*id).outputs.iter().flatten()).copied().for_each(&mut list);
+        for id in &order {
+            let node = self.node(*id);
+            let mut read: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+            self.collect_captures(node, &mut read);
+            read.into_iter().for_each(&mut list);
         }
-        self.names = values.iter().enumerate().map(|(i, v)| (v.name.clone(), ValueId(i as u32))).collect();
-        self.values = values;
+        self.outputs.iter().copied().for_each(&mut list);
+        self.relayout(&values, &order)
+    }
+
+    /// Keeps only these values and nodes, in this order, under new ids.
+    fn relayout(&mut self, values: &[ValueId], nodes: &[NodeId]) -> Result<(), GraphError> {
+        let mut new_ids: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let mut old_values: Vec<Option<Value>> = std::mem::take(&mut self.values).into_iter().map(Some).collect();
+        for id in values {
+            let Some(value) = old_values[id.index()].take() else { continue };
+            new_ids[id.index()] = Some(ValueId(self.values.len() as u32));
+            self.values.push(Value { producer: None, consumers: Vec::new(), ..value });
+        }
+        self.names = self.values.iter().enumerate().map(|(i, v)| (v.name.clone(), ValueId(i as u32))).collect();
         let map = |v: &ValueId| new_ids[v.index()];
         self.inputs = self.inputs.iter().filter_map(map).collect();
         self.outputs = self.outputs.iter().filter_map(map).collect();
-        let mut nodes = std::mem::take(&mut self.nodes);
-        for id in kept {
-            let Some(mut node) = nodes[id.index()].take() else { continue };
+        let mut old_nodes = std::mem::take(&mut self.nodes);
+        for id in nodes {
+            let Some(mut node) = old_nodes[id.index()].take() else { continue };
             for v in node.inputs.iter_mut().chain(node.outputs.iter_mut()) {
                 *v = v.and_then(|v| new_ids[v.index()]);
             }

@@ -24,6 +24,24 @@ pub struct Model {
     pub metadata: Vec<(String, String)>,
     /// Operators that the file defines itself.
     pub functions: Vec<Function>,
+    /// How the file's own training works, carried along.
+    pub training: Vec<TrainingInfo>,
+    /// Encoded `DeviceConfigurationProto`s, carried along.
+    pub device_configurations: Vec<Vec<u8>>,
+}
+
+/// ONNX's description of a training method: graphs that initialise and update tensors of the main graph. Values of
+/// the main graph that they read are outer values.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TrainingInfo {
+    /// Makes first values.
+    pub initialization: Option<Graph>,
+    /// Makes the values after one step.
+    pub algorithm: Option<Graph>,
+    /// Tensor of the main graph or of `algorithm`, and the output of `initialization` that sets it.
+    pub initialization_binding: Vec<(String, String)>,
+    /// Tensor of the main graph or of `algorithm`, and the output of `algorithm` that replaces it.
+    pub update_binding: Vec<(String, String)>,
 }
 
 /// An operator defined by a graph: its inputs and outputs are the graph's.

@@ -62,6 +62,12 @@ pub enum TensorError {
         /// What the tensor holds.
         found: DType,
     },
+    /// A byte of a tensor of `bool` is neither.
+    #[error("a bool is stored as {found}, expected 0 or 1")]
+    Bool {
+        /// The byte.
+        found: u8,
+    },
 }
 
 /// A Rust type that is the element type of a tensor.
@@ -76,9 +82,11 @@ macro_rules! element {
 element!(f32 => F32, f64 => F64, f16 => F16, bf16 => BF16, i8 => I8, i16 => I16, i32 => I32, i64 => I64,
          u8 => U8, u16 => U16, u32 => U32, u64 => U64);
 
-/// The number of elements of a shape, or `None` where it overflows.
+/// The number of elements of a shape, or `None` where it overflows. A zero does not excuse the other dimensions, so
+/// that products of some of them never overflow either.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))
+    let count = shape.iter().filter(|d| **d != 0).try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    Some(if shape.contains(&0) { 0 } else { count })
 }
 
 /// Row-major strides, in elements, of a shape whose element count fits `usize`.
@@ -268,7 +276,7 @@ impl Tensor {
             DType::F64 => all::<f64>(self, |v| v),
             DType::F16 => all::<f16>(self, f64::from),
             DType::BF16 => all::<bf16>(self, f64::from),
-            DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 | DType::F4E2M1 => {
+            dtype if minifloat::is_minifloat(dtype) => {
                 Ok(self.bytes().iter().map(|b| minifloat::decode(self.dtype, *b)).collect())
             }
             _ => Ok(self.to_i128()?.into_iter().map(|v| v as f64).collect()),
@@ -332,7 +340,7 @@ fn push_f64(dtype: DType, value: f64, out: &mut Vec<u8>) -> Result<(), TensorErr
         DType::F64 => out.extend_from_slice(&value.to_ne_bytes()),
         DType::F16 => out.extend_from_slice(&f16::from_f64(value).to_ne_bytes()),
         DType::BF16 => out.extend_from_slice(&bf16::from_f64(value).to_ne_bytes()),
-        DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 | DType::F4E2M1 => {
+        dtype if minifloat::is_minifloat(dtype) => {
             out.push(minifloat::encode(dtype, value, minifloat::Overflow::Saturate))
         }
         DType::Bool => out.push(u8::from(value != 0.0)),

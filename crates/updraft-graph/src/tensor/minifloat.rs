@@ -1,4 +1,4 @@
-//! Floating-point numbers of eight and four bits, as ONNX defines them
+//! Floating-point numbers of eight, six and four bits, as ONNX defines them
 //! (<https://onnx.ai/onnx/technical/float8.html>, <https://onnx.ai/onnx/technical/float4.html>).
 //!
 //! All of them are a sign, `exponent_bits` and `mantissa_bits`; they differ in bias and in which codes are infinite or
@@ -45,9 +45,16 @@ fn format(dtype: DType) -> Option<Format> {
         DType::F8E5M2 => f(5, 2, 15, Some(0x7c), Some(0x7e), 0x7b),
         DType::F8E5M2FNUZ => f(5, 2, 16, None, Some(0x80), 0x7f),
         DType::F4E2M1 => f(2, 1, 1, None, None, 0x7),
+        DType::F6E2M3 => f(2, 3, 1, None, None, 0x1f),
+        DType::F6E3M2 => f(3, 2, 3, None, None, 0x1f),
         DType::F8E8M0 => Format { signed: false, ..f(8, 0, 127, None, Some(0xff), 0xfe) },
         _ => return None,
     })
+}
+
+/// Whether the type is a float of eight bits or fewer.
+pub(super) fn is_minifloat(dtype: DType) -> bool {
+    format(dtype).is_some()
 }
 
 impl Format {
@@ -130,10 +137,18 @@ mod tests {
 
     #[test]
     fn every_finite_code_survives_decoding_and_encoding() {
-        let types =
-            [DType::F8E4M3FN, DType::F8E4M3FNUZ, DType::F8E5M2, DType::F8E5M2FNUZ, DType::F4E2M1, DType::F8E8M0];
+        let types = [
+            DType::F8E4M3FN,
+            DType::F8E4M3FNUZ,
+            DType::F8E5M2,
+            DType::F8E5M2FNUZ,
+            DType::F4E2M1,
+            DType::F6E2M3,
+            DType::F6E3M2,
+            DType::F8E8M0,
+        ];
         for dtype in types {
-            let codes = if dtype == DType::F4E2M1 { 16 } else { 256 };
+            let codes = 1u32 << dtype.bits().unwrap();
             for code in 0..codes {
                 let value = decode(dtype, code as u8);
                 if value.is_finite() {
@@ -151,6 +166,8 @@ mod tests {
             (DType::F8E5M2, 57344.0),
             (DType::F8E5M2FNUZ, 57344.0),
             (DType::F4E2M1, 6.0),
+            (DType::F6E2M3, 7.5),
+            (DType::F6E3M2, 28.0),
         ];
         for (dtype, largest) in rows {
             assert_eq!(decode(dtype, encode(dtype, 1e9, Overflow::Saturate)), largest, "{dtype}");
