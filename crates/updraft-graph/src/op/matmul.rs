@@ -1,25 +1,40 @@
 //! Matrix products: MatMul, Gemm, Einsum and their integer forms.
 
-use crate::dim::Dim;
+use crate::attribute::Attributes;
+use crate::dim::{Dim, dims};
 use crate::graph::ValueId;
 use crate::op::index::broadcast_positions;
 use crate::op::{
-    Arity, Axis, Eval, Fact, Gradient, Infer, Link, Op, OpError, Rule, Shapes, broadcast, broadcast_dims, show_shape,
+    Arity, Axis, Eval, Fact, Gradient, Infer, Link, Op, OpError, Rule, Shapes, broadcast, broadcast_dims, filled,
+    show_shape,
 };
 use crate::tensor::Tensor;
 
 /// The family.
-pub(super) const OPS: &[Op] = &[Op {
-    name: "MatMul",
-    domain: "",
-    versions: &[1, 9, 13],
-    arity: Arity::exact(2),
-    infer: infer_matmul,
-    eval: Rule::Is(eval_matmul),
-    gradient: Rule::Is(matmul_gradient),
-    flops: matmul_flops,
-    channels: Rule::Is(matmul_channels),
-}];
+pub(super) const OPS: &[Op] = &[
+    Op {
+        name: "MatMul",
+        domain: "",
+        versions: &[1, 9, 13],
+        arity: Arity::exact(2),
+        infer: infer_matmul,
+        eval: Rule::Is(eval_matmul),
+        gradient: Rule::Is(matmul_gradient),
+        flops: matmul_flops,
+        channels: Rule::Is(matmul_channels),
+    },
+    Op {
+        name: "Gemm",
+        domain: "",
+        versions: &[7, 9, 11, 13],
+        arity: Arity::range(2, 3),
+        infer: infer_gemm,
+        eval: Rule::Is(eval_gemm),
+        gradient: Rule::Is(gemm_gradient),
+        flops: gemm_flops,
+        channels: Rule::Is(gemm_channels),
+    },
+];
 
 fn infer_matmul(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     let (a, b) = (cx.input(0, "left matrix")?, cx.input(1, "right matrix")?);
@@ -59,7 +74,7 @@ pub(super) fn matmul_shape(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, OpError> {
 
 fn eval_matmul(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
     let (a, b) = (cx.input(0)?, cx.input(1)?);
-    let shape = matmul_shape(&crate::dim::dims(a.shape()), &crate::dim::dims(b.shape()))?;
+    let shape = matmul_shape(&dims(a.shape()), &dims(b.shape()))?;
     let shape = crate::dim::known_shape(&shape).ok_or_else(|| OpError::shape("matrix product of unknown size"))?;
     let a_shape = if a.rank() == 1 { vec![1, a.shape()[0]] } else { a.shape().to_vec() };
     let b_shape = if b.rank() == 1 { vec![b.shape()[0], 1] } else { b.shape().to_vec() };
@@ -147,6 +162,154 @@ fn matmul_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
     }
     if b.len() > 1 {
         links.push(Link::Same(Axis::Input(1, b.len() - 1), Axis::Output(0, out - 1)));
+    }
+    Ok(links)
+}
+
+/// The attributes of Gemm: `y = alpha A' B' + beta C`, where `A'` and `B'` may be transposed.
+pub struct GemmAttributes {
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Factor of the addend.
+    pub beta: f32,
+    /// Whether the left matrix is transposed.
+    pub transpose_a: bool,
+    /// Whether the right matrix is transposed.
+    pub transpose_b: bool,
+}
+
+impl GemmAttributes {
+    /// Those of a node.
+    pub fn of(attributes: &Attributes) -> Result<GemmAttributes, OpError> {
+        Ok(GemmAttributes {
+            alpha: attributes.float("alpha", 1.0)?,
+            beta: attributes.float("beta", 1.0)?,
+            transpose_a: attributes.flag("transA", false)?,
+            transpose_b: attributes.flag("transB", false)?,
+        })
+    }
+
+    /// Rows, inner size and columns of the product of matrices of these shapes.
+    fn sizes<'a>(&self, a: &'a [Dim], b: &'a [Dim]) -> Result<[&'a Dim; 3], OpError> {
+        let ([a0, a1], [b0, b1]) = (a, b) else {
+            return Err(OpError::shape(format!("Gemm of {} and {}, expected matrices", show_shape(a), show_shape(b))));
+        };
+        let (m, k) = if self.transpose_a { (a1, a0) } else { (a0, a1) };
+        let (other, n) = if self.transpose_b { (b1, b0) } else { (b0, b1) };
+        if k.differs(other) {
+            return Err(OpError::shape(format!(
+                "Gemm of {} and {} with transA = {}, transB = {}",
+                show_shape(a),
+                show_shape(b),
+                u8::from(self.transpose_a),
+                u8::from(self.transpose_b)
+            )));
+        }
+        Ok([m, k, n])
+    }
+}
+
+fn infer_gemm(cx: &Infer) -> Result<Vec<Fact>, OpError> {
+    let dtype = cx.dtype(0).or(cx.dtype(1));
+    let gemm = GemmAttributes::of(cx.attributes())?;
+    let (Some(a), Some(b)) = (cx.shape(0), cx.shape(1)) else {
+        return Ok(vec![Fact::tensor(dtype, vec![Dim::Unknown; 2])]);
+    };
+    let [m, _, n] = gemm.sizes(a, b)?;
+    let shape = vec![m.clone(), n.clone()];
+    if let Some(c) = cx.shape(2) {
+        let joined = broadcast_dims(&[c, &shape])?;
+        if joined.len() > 2 || joined.iter().zip(&shape).any(|(j, s)| j.differs(s)) {
+            return Err(OpError::shape(format!("an addend {} for a product {}", show_shape(c), show_shape(&shape))));
+        }
+    }
+    Ok(vec![Fact::tensor(dtype, shape)])
+}
+
+fn eval_gemm(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
+    let (a, b) = (cx.input(0)?, cx.input(1)?);
+    let gemm = GemmAttributes::of(cx.attributes())?;
+    let (a_dims, b_dims) = (dims(a.shape()), dims(b.shape()));
+    let [m, k, n] = gemm.sizes(&a_dims, &b_dims)?.map(|d| d.known().unwrap_or(0));
+    let (a_values, b_values) = (a.to_f64()?, b.to_f64()?);
+    let a_at = |i: usize, p: usize| a_values[if gemm.transpose_a { p * m + i } else { i * k + p }];
+    let b_at = |p: usize, j: usize| b_values[if gemm.transpose_b { j * k + p } else { p * n + j }];
+    let mut y = filled(&[m, n], 0.0)?;
+    if let Some(c) = cx.optional(2) {
+        if broadcast(&[c.shape(), &[m, n]])? != [m, n] {
+            return Err(OpError::shape(format!("an addend of shape {:?} for a product [{m}, {n}]", c.shape())));
+        }
+        let c_values = c.to_f64()?;
+        for (y, at) in y.iter_mut().zip(broadcast_positions(c.shape(), &[m, n])) {
+            *y = f64::from(gemm.beta) * c_values[at];
+        }
+    }
+    for i in 0..m {
+        for j in 0..n {
+            y[i * n + j] += f64::from(gemm.alpha) * (0..k).map(|p| a_at(i, p) * b_at(p, j)).sum::<f64>();
+        }
+    }
+    Ok(vec![Tensor::from_f64(a.dtype(), &[m, n], &y)?])
+}
+
+/// Each matrix's gradient is a Gemm of `dy` with the other, in the order and transposition that its own form asks for.
+fn gemm_gradient(cx: &mut Gradient) -> Result<Vec<Option<ValueId>>, OpError> {
+    let (a, b, dy) = (cx.input(0)?, cx.input(1)?, cx.grad()?);
+    let gemm = GemmAttributes::of(&cx.node.attributes)?;
+    let (wants_a, wants_b) = (cx.wants(0), cx.wants(1));
+    let mut product = |x: ValueId, y: ValueId, transpose_x: bool, transpose_y: bool| {
+        cx.graph.op(
+            "Gemm",
+            &[x, y],
+            [
+                ("alpha", gemm.alpha.into()),
+                ("transA", i64::from(transpose_x).into()),
+                ("transB", i64::from(transpose_y).into()),
+            ],
+        )
+    };
+    let da = match (wants_a, gemm.transpose_a) {
+        (false, _) => None,
+        (true, false) => Some(product(dy, b, false, !gemm.transpose_b)?),
+        (true, true) => Some(product(b, dy, gemm.transpose_b, true)?),
+    };
+    let db = match (wants_b, gemm.transpose_b) {
+        (false, _) => None,
+        (true, false) => Some(product(a, dy, !gemm.transpose_a, false)?),
+        (true, true) => Some(product(dy, a, true, gemm.transpose_a)?),
+    };
+    let dc = match cx.optional(2) {
+        Some(c) if cx.wants(2) => {
+            let sum = cx.sum_to(dy, c)?;
+            let factor = cx.scalar_like(f64::from(gemm.beta), sum)?;
+            Some(if gemm.beta == 1.0 { sum } else { cx.op("Mul", &[sum, factor])? })
+        }
+        _ => None,
+    };
+    Ok(vec![da, db, dc])
+}
+
+fn gemm_flops(shapes: &Shapes) -> u64 {
+    let inner = match (GemmAttributes::of(shapes.attributes), shapes.inputs.first()) {
+        (Ok(gemm), Some(Some((_, a)))) => a.get(usize::from(!gemm.transpose_a)).copied().unwrap_or(0),
+        _ => 0,
+    };
+    2 * shapes.output_len(0) * inner as u64
+}
+
+fn gemm_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
+    let gemm = GemmAttributes::of(cx.attributes())?;
+    let (rows_a, rows_b) = (usize::from(gemm.transpose_a), usize::from(gemm.transpose_b));
+    let mut links = vec![
+        Link::Same(Axis::Input(0, rows_a), Axis::Output(0, 0)),
+        Link::Same(Axis::Input(0, 1 - rows_a), Axis::Input(1, rows_b)),
+        Link::Same(Axis::Input(1, 1 - rows_b), Axis::Output(0, 1)),
+    ];
+    for (i, dim) in cx.shape(2).unwrap_or(&[]).iter().rev().enumerate() {
+        if *dim != Dim::Known(1) {
+            let axis = cx.shape(2).map_or(0, <[Dim]>::len) - 1 - i;
+            links.push(Link::Same(Axis::Input(2, axis), Axis::Output(0, 1 - i.min(1))));
+        }
     }
     Ok(links)
 }

@@ -23,9 +23,12 @@ pub mod elementwise;
 mod index;
 pub mod logical;
 pub mod matmul;
+pub mod norm;
 pub mod optimizer;
+pub mod pool;
 pub mod reduce;
 pub mod shape;
+pub mod softmax;
 pub mod trigonometric;
 pub mod window;
 
@@ -302,6 +305,10 @@ const FAMILIES: &[&[Op]] = &[
     shape::OPS,
     matmul::OPS,
     conv::OPS,
+    pool::OPS,
+    norm::OPS,
+    norm::layer::OPS,
+    softmax::OPS,
     cross_entropy::OPS,
     optimizer::OPS,
 ];
