@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod agree;
 mod python;
 mod tidy;
 
@@ -16,6 +17,8 @@ mod tidy;
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 enum Chore {
+    /// Compare `updraft infer` with ONNX Runtime on networks of the zoo and on given models.
+    Agree(agree::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -25,6 +28,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     let done = match Chore::parse() {
+        Chore::Agree(arguments) => agree::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {

@@ -7,7 +7,6 @@ use crate::Failure;
 
 /// The interpreter of an environment named `name` that has exactly these packages (`onnx==1.23.2`) installed; made
 /// anew when the list changes.
-#[allow(dead_code)]
 pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<PathBuf, Failure> {
     let folder = root.join("target/python").join(name);
     let interpreter = folder.join("bin/python");
@@ -26,7 +25,6 @@ pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<
 }
 
 /// Runs a command to its end; failing is an error that shows it.
-#[allow(dead_code)]
 pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     let status = command.status().map_err(|e| format!("{command:?}: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}").into()) }
