@@ -26,6 +26,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+pub mod rearrange;
 pub mod reduce;
 pub mod shape;
 pub mod softmax;
@@ -303,11 +304,12 @@ const FAMILIES: &[&[Op]] = &[
     cast::OPS,
     reduce::OPS,
     shape::OPS,
+    rearrange::OPS,
     matmul::OPS,
     conv::OPS,
     pool::OPS,
     norm::OPS,
-    norm::layer::OPS,
+    layer::OPS,
     softmax::OPS,
     cross_entropy::OPS,
     optimizer::OPS,
