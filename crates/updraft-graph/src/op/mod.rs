@@ -309,7 +309,7 @@ const FAMILIES: &[&[Op]] = &[
     conv::OPS,
     pool::OPS,
     norm::OPS,
-    layer::OPS,
+    norm::layer::OPS,
     softmax::OPS,
     cross_entropy::OPS,
     optimizer::OPS,
