@@ -19,7 +19,9 @@ pub mod cast;
 mod context;
 pub mod conv;
 pub mod cross_entropy;
+pub mod cut;
 pub mod elementwise;
+pub mod gather;
 mod index;
 pub mod logical;
 pub mod matmul;
@@ -305,6 +307,8 @@ const FAMILIES: &[&[Op]] = &[
     reduce::OPS,
     shape::OPS,
     rearrange::OPS,
+    cut::OPS,
+    gather::OPS,
     matmul::OPS,
     conv::OPS,
     pool::OPS,
