@@ -2,6 +2,7 @@
 
 pub mod attribute;
 mod builder;
+pub mod cost;
 pub mod dim;
 pub mod dtype;
 pub mod eval;

@@ -19,16 +19,13 @@ pub mod cast;
 mod context;
 pub mod conv;
 pub mod cross_entropy;
-pub mod cut;
 pub mod elementwise;
-pub mod gather;
 mod index;
 pub mod logical;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
-pub mod rearrange;
 pub mod reduce;
 pub mod shape;
 pub mod softmax;
@@ -306,9 +303,6 @@ const FAMILIES: &[&[Op]] = &[
     cast::OPS,
     reduce::OPS,
     shape::OPS,
-    rearrange::OPS,
-    cut::OPS,
-    gather::OPS,
     matmul::OPS,
     conv::OPS,
     pool::OPS,

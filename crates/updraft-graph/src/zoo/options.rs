@@ -53,7 +53,8 @@ pub enum Default {
 }
 
 impl Default {
-    fn setting(self) -> Setting {
+    /// The same as a setting.
+    pub fn setting(self) -> Setting {
         match self {
             Default::Integer(v) => Setting::Integer(v),
             Default::Integers(v) => Setting::Integers(v.to_vec()),
