@@ -58,7 +58,8 @@ impl Evaluator {
             let target = batch.tensors.iter_mut().find(|(name, _)| *name == self.target);
             if let Some((name, labels)) = target {
                 let per_sample: usize = labels.shape().iter().skip(1).product();
-                let wrong = |e: updraft_graph::TensorError| TrainError::Output { name: name.clone(), problem: e.to_string() };
+                let wrong =
+                    |e: updraft_graph::TensorError| TrainError::Output { name: name.clone(), problem: e.to_string() };
                 labels.as_mut_slice::<i64>().map_err(wrong)?[samples * per_sample..].fill(settings.ignore_index);
             }
             let outputs = self.session.run(&select(&batch.tensors, &self.inputs)?)?;

@@ -1,3 +1,57 @@
 //! Updraft's command line: the only place that reads arguments and the environment, prints, and picks exit codes.
 
-fn main() {}
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use updraft::cli::Cli;
+use updraft::context::Context;
+use updraft::progress::Progress;
+use updraft_base::clock::SystemClock;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) => {
+            // Help and version arrive here too, with code 0. Nothing can be done about a closed terminal.
+            let _ = asked.print();
+            return ExitCode::from(u8::try_from(asked.exit_code()).unwrap_or(2));
+        }
+    };
+    let clock = SystemClock::new();
+    let stderr_line = |line: &str| {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    };
+    let progress = if std::io::stderr().is_terminal() && !cli.global.json {
+        Progress::bars()
+    } else {
+        Progress::lines(&clock, &stderr_line)
+    };
+    let threads = cli.global.threads.or_else(|| std::thread::available_parallelism().ok());
+    let context = Context {
+        store_dir: cli.global.store.clone(),
+        threads: threads.map_or(1, std::num::NonZeroUsize::get),
+        seed: cli.global.seed,
+        clock: &clock,
+        progress: &progress,
+    };
+    let json = cli.global.json;
+    let (text, code) = match cli.verb.run(&context) {
+        Ok(answer) if json => (format!("{:#}\n", answer.json), 0),
+        Ok(answer) => (answer.text, 0),
+        Err(failure) => {
+            stderr_line(&failure.to_string());
+            let text = if json { format!("{:#}\n", failure.json()) } else { String::new() };
+            (text, failure.kind.exit_code())
+        }
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::from(code),
+        // The reader went away, as `head` does.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::from(code),
+        Err(e) => {
+            stderr_line(&format!("error: cannot write the answer: {e}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The arguments: what all verbs share, and the list of verbs. The doc comments of the argument structs are the manual.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::context::{Answer, Context};
+use crate::failure::Failure;
+use crate::verb::{inspect, lineage, new};
+
+/// Trains, evaluates and runs neural networks on ONNX models.
+///
+/// Everything that lasts is kept as an artifact in the store: bytes named by their digest, with a manifest of what they
+/// came from. The same recipe, data and seed give the same bits, whatever the number of threads.
+#[derive(Debug, Parser)]
+#[command(name = "updraft", version, max_term_width = 100)]
+pub struct Cli {
+    /// What all verbs share.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What all verbs share.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The folder of the artifact store; made where it does not exist.
+    #[arg(long, global = true, value_name = "DIR", default_value = ".updraft", help_heading = "Everywhere")]
+    pub store: PathBuf,
+
+    /// Print the answer as one JSON object on standard output, errors too.
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+
+    /// Threads to compute with [default: one for each processor]. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// Seed of everything drawn at random, instead of the recipe's.
+    #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
+    pub seed: Option<u64>,
+}
+
+/// One verb and its arguments.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs, reason = "each variant is documented by its arguments")]
+pub enum Verb {
+    New(new::Args),
+    Inspect(inspect::Args),
+    Lineage(lineage::Args),
+}
+
+impl Verb {
+    /// Does it.
+    pub fn run(&self, context: &Context) -> Result<Answer, Failure> {
+        match self {
+            Verb::New(args) => new::run(args, context),
+            Verb::Inspect(args) => inspect::run(args, context),
+            Verb::Lineage(args) => lineage::run(args, context),
+        }
+    }
+}
