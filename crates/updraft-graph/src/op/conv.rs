@@ -443,39 +443,45 @@ fn weight_gradient_flops(shapes: &Shapes) -> u64 {
 }
 
 fn conv_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
-    weighted_channels(cx, 0, 1)
+    with_bias_link(cx, weighted_channels(cx, 1, [0, 1])?)
 }
 
 fn conv_transpose_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
-    weighted_channels(cx, 1, 0)
+    with_bias_link(cx, weighted_channels(cx, 1, [1, 0])?)
 }
 
-/// Links of a convolution whose weight has its output channels along `made` and its input channels along `read`.
-fn weighted_channels(cx: &Infer, made: usize, read: usize) -> Result<Vec<Link>, OpError> {
-    let (Some(x), Some(weight)) = (cx.shape(0), cx.shape(1)) else {
+fn with_bias_link(cx: &Infer, mut links: Vec<Link>) -> Result<Vec<Link>, OpError> {
+    if cx.optional(2).is_some() {
+        links.push(Link::Same(Axis::Input(2, 0), Axis::Output(0, 1)));
+    }
+    Ok(links)
+}
+
+/// Links of a convolution whose weight, input number `index`, has its output channels along axis `made` and its input
+/// channels along axis `read`.
+pub(super) fn weighted_channels(cx: &Infer, index: usize, [made, read]: [usize; 2]) -> Result<Vec<Link>, OpError> {
+    let (Some(x), Some(weight)) = (cx.shape(0), cx.shape(index)) else {
         return Err(OpError::shape("the ranks of input and weight must be known"));
     };
+    spatial(x, "the input")?;
     check_weight(x, weight)?;
     let groups = groups(cx.attributes())?;
     let mut links = vec![Link::Same(Axis::Input(0, 0), Axis::Output(0, 0))];
     let (input, output) = (Axis::Input(0, 1), Axis::Output(0, 1));
     if groups == 1 {
-        links.push(Link::Same(Axis::Input(1, made), output));
-        links.push(Link::Same(Axis::Input(1, read), input));
+        links.push(Link::Same(Axis::Input(index, made), output));
+        links.push(Link::Same(Axis::Input(index, read), input));
     } else if weight[0] == Dim::Known(groups) && weight[1] == Dim::Known(1) {
-        links.push(Link::Same(Axis::Input(1, 0), output));
+        links.push(Link::Same(Axis::Input(index, 0), output));
         links.push(Link::Same(input, output));
     } else {
-        links.push(Link::Grouped(Axis::Input(1, 0), if made == 0 { output } else { input }, groups));
+        links.push(Link::Grouped(Axis::Input(index, 0), if made == 0 { output } else { input }, groups));
         links.push(Link::Grouped(input, output, groups));
-        links.push(Link::Fixed(Axis::Input(1, 1), "all groups share it"));
-    }
-    if cx.optional(2).is_some() {
-        links.push(Link::Same(Axis::Input(2, 0), output));
+        links.push(Link::Fixed(Axis::Input(index, 1), "all groups share it"));
     }
     for axis in 2..x.len() {
         links.push(Link::Fixed(Axis::Input(0, axis), "a window slides along it"));
-        links.push(Link::Fixed(Axis::Input(1, axis), "it is the kernel's extent"));
+        links.push(Link::Fixed(Axis::Input(index, axis), "it is the kernel's extent"));
     }
     Ok(links)
 }

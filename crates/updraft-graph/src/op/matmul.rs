@@ -1,9 +1,9 @@
 //! Matrix products: MatMul, Gemm, Einsum and their integer forms.
 
 use crate::attribute::Attributes;
-use crate::dim::{Dim, dims};
+use crate::dim::{Dim, dims, known_shape};
 use crate::graph::ValueId;
-use crate::op::index::broadcast_positions;
+use crate::op::index::{broadcast_positions, checked_count};
 use crate::op::{
     Arity, Axis, Eval, Fact, Gradient, Infer, Link, Op, OpError, Rule, Shapes, broadcast, broadcast_dims, filled,
     show_shape,
@@ -74,23 +74,32 @@ pub(super) fn matmul_shape(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, OpError> {
 
 fn eval_matmul(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
     let (a, b) = (cx.input(0)?, cx.input(1)?);
-    let shape = matmul_shape(&dims(a.shape()), &dims(b.shape()))?;
-    let shape = crate::dim::known_shape(&shape).ok_or_else(|| OpError::shape("matrix product of unknown size"))?;
-    let a_shape = if a.rank() == 1 { vec![1, a.shape()[0]] } else { a.shape().to_vec() };
-    let b_shape = if b.rank() == 1 { vec![b.shape()[0], 1] } else { b.shape().to_vec() };
-    let (a_batch, b_batch) = (&a_shape[..a_shape.len() - 2], &b_shape[..b_shape.len() - 2]);
-    let batch = broadcast(&[a_batch, b_batch])?;
-    let (m, k, n) = (a_shape[a_shape.len() - 2], a_shape[a_shape.len() - 1], b_shape[b_shape.len() - 1]);
-    let pairs = broadcast_positions(a_batch, &batch).zip(broadcast_positions(b_batch, &batch));
-    let starts: Vec<(usize, usize)> = pairs.map(|(i, j)| (i * m * k, j * k * n)).collect();
+    let (shape, starts, sizes) = matmul_starts(a.shape(), b.shape())?;
     let out = if a.dtype().is_float() {
-        let products = multiply(&a.to_f64()?, &b.to_f64()?, &starts, [m, k, n], 0.0, |s, x, y| s + x * y);
+        let products = multiply(&a.to_f64()?, &b.to_f64()?, &starts, sizes, 0.0, |s, x, y| s + x * y);
         Tensor::from_f64(a.dtype(), &shape, &products)?
     } else {
-        let products = multiply(&a.to_i128()?, &b.to_i128()?, &starts, [m, k, n], 0, |s, x, y| s + x * y);
+        let products = multiply(&a.to_i128()?, &b.to_i128()?, &starts, sizes, 0, |s, x, y| s + x * y);
         Tensor::from_i128(a.dtype(), &shape, &products)?
     };
     Ok(vec![out])
+}
+
+/// What a stack of matrix products consists of.
+type Products = (Vec<usize>, Vec<(usize, usize)>, [usize; 3]);
+
+/// The shape of a product, where each pair of matrices in it begins, and rows, inner size and columns of each.
+pub(super) fn matmul_starts(a: &[usize], b: &[usize]) -> Result<Products, OpError> {
+    let shape = known_shape(&matmul_shape(&dims(a), &dims(b))?)
+        .ok_or_else(|| OpError::shape("matrix product of unknown size"))?;
+    let (a_batch, a_matrix) = a.split_at(a.len().saturating_sub(2));
+    let (b_batch, b_matrix) = b.split_at(b.len().saturating_sub(2));
+    let (m, k) = if let [m, k] = a_matrix { (*m, *k) } else { (1, a_matrix[0]) };
+    let n = if let [_, n] = b_matrix { *n } else { 1 };
+    let batch = broadcast(&[a_batch, b_batch])?;
+    checked_count(&shape)?;
+    let pairs = broadcast_positions(a_batch, &batch).zip(broadcast_positions(b_batch, &batch));
+    Ok((shape, pairs.map(|(i, j)| (i * m * k, j * k * n)).collect(), [m, k, n]))
 }
 
 /// The products of the `m x k` matrices at the first offsets with the `k x n` matrices at the second.

@@ -22,10 +22,12 @@ pub mod cross_entropy;
 pub mod elementwise;
 mod index;
 pub mod logical;
+pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+pub mod quant;
 pub mod reduce;
 pub mod shape;
 pub mod softmax;
@@ -309,6 +311,9 @@ const FAMILIES: &[&[Op]] = &[
     norm::OPS,
     norm::layer::OPS,
     softmax::OPS,
+    loss::OPS,
+    quant::OPS,
+    quant::integer::OPS,
     cross_entropy::OPS,
     optimizer::OPS,
 ];
