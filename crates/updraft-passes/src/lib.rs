@@ -8,7 +8,11 @@ use updraft_graph::graph::GraphError;
 use updraft_graph::infer::InferError;
 use updraft_graph::op::OpError;
 
+mod affine;
+mod common;
+mod fold;
 pub mod gradient;
+mod identity;
 pub mod loss;
 pub mod optimizer;
 pub mod pipeline;

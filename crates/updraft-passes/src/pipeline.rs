@@ -3,7 +3,11 @@
 use updraft_graph::Graph;
 use updraft_graph::infer::infer;
 
-use crate::training::{Draft, StateEntry, TrainingOptions, attach_loss, draft};
+use crate::affine::{FOLD_BATCH_NORM, MERGE_BIAS};
+use crate::common::MERGE_COMMON;
+use crate::fold::FOLD_CONSTANTS;
+use crate::identity::DROP_IDENTITIES;
+use crate::training::{StateEntry, TrainingOptions, attach_loss, draft};
 use crate::{Pass, PassError, Promise, Report};
 
 /// A pass failed, or left a wrong graph behind.
@@ -78,17 +82,46 @@ const DEAD_CODE: Pass = Pass {
     },
 };
 
+/// A model into the form that answers requests fastest, with the same answers but for rounding.
+pub fn inference(graph: &mut Graph) -> Result<Vec<Report>, PipelineError> {
+    let mut pipeline = Pipeline::new(graph);
+    INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
+    Ok(pipeline.finish())
+}
+
+/// The passes of [`inference`], in order.
+pub const INFERENCE: &[Pass] = &[
+    // Constants first: every later pass asks whether weights, axes and shapes are constant.
+    FOLD_CONSTANTS,
+    // Nodes that do nothing would stand between a layer and what is folded into it.
+    DROP_IDENTITIES,
+    // Before batch normalisation, which then finds matrix products as layers with a bias.
+    MERGE_BIAS,
+    FOLD_BATCH_NORM,
+    // After everything that makes constants and nodes, some of which are equal.
+    MERGE_COMMON,
+    // Last, because it renumbers values, and the passes before leave weights behind that nothing reads.
+    DEAD_CODE,
+];
+
 /// A model into its training step.
 pub(crate) fn training(
     pipeline: &mut Pipeline,
     options: &TrainingOptions,
 ) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PipelineError> {
     // Parameters become inputs before anything is folded: folding must not see them as constants.
-    let mut draft: Draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    let mut draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    // Shapes and scalars that are known now need no nodes in the gradient.
+    pipeline.run(FOLD_CONSTANTS)?;
     // The gradient is that of the training form, and inference forms have no gradient of their statistics.
     pipeline.apply("training mode", Promise::Lossy, |g, r| draft.enter_training_mode(g, r))?;
+    pipeline.run(DROP_IDENTITIES)?;
     pipeline.apply("gradient", Promise::Exact, |g, r| draft.differentiate(g, r))?;
     let made = pipeline.apply("optimizer", Promise::Exact, |g, r| draft.update(g, options, r))?;
+    // Rules work out shapes node by node and ask for the same values again and again.
+    pipeline.run(FOLD_CONSTANTS)?;
+    pipeline.run(DROP_IDENTITIES)?;
+    pipeline.run(MERGE_COMMON)?;
     // Last, because it renumbers values, which the draft holds on to.
     pipeline.run(DEAD_CODE)?;
     Ok(made)
@@ -96,7 +129,7 @@ pub(crate) fn training(
 
 /// A model into its loss and metrics on a batch.
 pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Vec<String>, PipelineError> {
-    let (_, batch_inputs) = pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options))?;
-    pipeline.run(DEAD_CODE)?;
+    let batch_inputs = pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options))?;
+    INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
     Ok(batch_inputs)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use updraft_graph::{Graph, ValueId};
+use updraft_graph::{Attribute, Graph, Node, Tensor, ValueId};
 
 /// Names that must stay: those of graph outputs, and those that subgraphs refer to.
 pub(crate) struct FixedNames(HashSet<String>);
@@ -37,4 +37,21 @@ impl FixedNames {
         graph.replace_uses(old, new);
         true
     }
+}
+
+/// Whether the node carries graphs, which may read values that its inputs do not name.
+pub(crate) fn has_subgraph(node: &Node) -> bool {
+    node.attributes.iter().any(|(_, a)| matches!(a, Attribute::Graph(_) | Attribute::Graphs(_)))
+}
+
+/// Whether two runs of the node may differ.
+pub(crate) fn is_random(node: &Node) -> bool {
+    const RANDOM: &[&str] =
+        &["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"];
+    node.domain.is_empty() && RANDOM.contains(&node.op.as_str())
+}
+
+/// The tensor that a value is in every run: an initializer that no input overrides.
+pub(crate) fn constant(graph: &Graph, value: ValueId) -> Option<&Tensor> {
+    graph.value(value).constant().filter(|_| !graph.inputs().contains(&value))
 }

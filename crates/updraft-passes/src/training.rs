@@ -143,7 +143,6 @@ pub fn export(model: &Graph, state: impl IntoIterator<Item = (String, Tensor)>) 
 pub(crate) struct Draft {
     inputs: StepInputs,
     seed: ValueId,
-    loss: ValueId,
     trained: Vec<ValueId>,
     gradients: Vec<ValueId>,
     running: Vec<(ValueId, ValueId)>,
@@ -151,7 +150,7 @@ pub(crate) struct Draft {
 }
 
 /// Adds target, loss and metrics, and makes them and the kept model outputs the graph's outputs.
-pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Result<(ValueId, Vec<String>), PassError> {
+pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Result<Vec<String>, PassError> {
     let output = model_output(graph, options.output.as_deref())?;
     let kept: Vec<ValueId> =
         options.keep_outputs.iter().map(|name| model_output(graph, Some(name))).collect::<Result<_, _>>()?;
@@ -166,8 +165,7 @@ pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Resul
     outputs.extend(kept);
     graph.set_outputs(outputs);
     let batch_inputs = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
-    let batch_inputs = batch_inputs.map(|v| graph.value(*v).name.clone()).collect();
-    Ok((loss, batch_inputs))
+    Ok(batch_inputs.map(|v| graph.value(*v).name.clone()).collect())
 }
 
 fn model_output(graph: &Graph, name: Option<&str>) -> Result<ValueId, PassError> {
@@ -190,7 +188,7 @@ fn model_output(graph: &Graph, name: Option<&str>) -> Result<ValueId, PassError>
 /// Adds the loss and the step's scalars, and makes graph inputs of all that is trained.
 pub(crate) fn draft(graph: &mut Graph, options: &TrainingOptions, report: &mut Report) -> Result<Draft, PassError> {
     optimizer::check(options.optimizer)?;
-    let (loss, batch_inputs) = attach_loss(graph, options)?;
+    let batch_inputs = attach_loss(graph, options)?;
     let mut scalar = |name, dtype| graph.add_input(name, ValueType::tensor(dtype, Vec::new()));
     let learning_rate = scalar(LEARNING_RATE, DType::F32)?;
     let step = scalar(STEP, DType::I64)?;
@@ -216,7 +214,7 @@ pub(crate) fn draft(graph: &mut Graph, options: &TrainingOptions, report: &mut R
         }
     }
     let inputs = StepInputs { learning_rate, step };
-    Ok(Draft { inputs, seed, loss, trained, gradients: Vec::new(), running: Vec::new(), batch_inputs })
+    Ok(Draft { inputs, seed, trained, gradients: Vec::new(), running: Vec::new(), batch_inputs })
 }
 
 /// The initializers that BatchNormalization nodes read as mean and variance.
@@ -237,7 +235,11 @@ impl Draft {
 
     /// Adds the gradients; parameters that the loss does not depend on stop being trained.
     pub(crate) fn differentiate(&mut self, graph: &mut Graph, report: &mut Report) -> Result<(), PassError> {
-        let gradients = gradient::differentiate(graph, self.loss, &self.trained)?;
+        // Passes before may have put another value in the loss's place, but it stays the first output.
+        let Some(loss) = graph.outputs().first().copied() else {
+            return Err(PassError::Option { option: "loss", problem: "is no output of the graph".to_owned() });
+        };
+        let gradients = gradient::differentiate(graph, loss, &self.trained)?;
         let mut trained = Vec::new();
         for (parameter, gradient) in std::mem::take(&mut self.trained).into_iter().zip(gradients) {
             match gradient {
