@@ -90,6 +90,7 @@ impl Grower {
     }
 
     fn op<const N: usize>(&mut self, op: &str, inputs: &[ValueId], attributes: [(&str, Attribute); N]) -> ValueId {
+        assert!(updraft_graph::op::find("", op).is_some(), "{op} has no facts");
         self.graph.op(op, inputs, attributes).unwrap_or_else(|e| panic!("{op}: {e}"))
     }
 
