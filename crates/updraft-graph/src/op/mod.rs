@@ -17,6 +17,7 @@ use crate::tensor::{Tensor, TensorError, element_count};
 pub mod activation;
 pub mod cast;
 mod context;
+pub mod control;
 pub mod conv;
 pub mod cross_entropy;
 pub mod elementwise;
@@ -28,7 +29,10 @@ pub mod norm;
 pub mod optimizer;
 pub mod pool;
 pub mod quant;
+pub mod random;
+pub mod rearrange;
 pub mod reduce;
+pub mod select;
 pub mod shape;
 pub mod softmax;
 pub mod trigonometric;
@@ -305,6 +309,12 @@ const FAMILIES: &[&[Op]] = &[
     cast::OPS,
     reduce::OPS,
     shape::OPS,
+    rearrange::OPS,
+    select::OPS,
+    gather::OPS,
+    random::OPS,
+    control::OPS,
+    cut::OPS,
     matmul::OPS,
     conv::OPS,
     pool::OPS,
