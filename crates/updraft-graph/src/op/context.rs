@@ -250,6 +250,23 @@ impl<'a> Eval<'a> {
     pub fn optional(&self, index: usize) -> Option<&'a Tensor> {
         self.inputs.get(index).copied().flatten()
     }
+
+    /// The same node as inference sees it, all inputs being constant.
+    pub fn infer(&self) -> Infer<'a> {
+        let known =
+            |t: &'a Tensor| InputFact { fact: Fact::tensor(Some(t.dtype()), dims(t.shape())), constant: Some(t) };
+        Infer { view: self.view, inputs: self.inputs.iter().map(|t| t.map(known)).collect() }
+    }
+
+    /// The shape that an inference rule finds for the first output of these very inputs.
+    pub fn output_shape(&self, rule: fn(&Infer) -> Result<Vec<Fact>, OpError>) -> Result<Vec<usize>, OpError> {
+        let facts = rule(&self.infer())?;
+        let shape = facts.first().and_then(|fact| crate::dim::known_shape(fact.shape.as_ref()?));
+        shape.ok_or_else(|| {
+            let shapes: Vec<_> = self.inputs.iter().flatten().map(|t| t.shape()).collect();
+            OpError::shape(format!("no output shape follows from inputs of shapes {shapes:?}"))
+        })
+    }
 }
 
 /// A node through which gradients flow back, and the graph to build them in.
@@ -344,6 +361,11 @@ impl Gradient<'_> {
         Ok(self.graph.add_constant("constant", tensor))
     }
 
+    /// A constant vector of integers: axes, sizes, pads.
+    pub fn ints(&mut self, values: &[i64]) -> ValueId {
+        self.graph.add_constant("constant", Tensor::vector(values))
+    }
+
     /// `value` in the element type of `like`.
     pub fn cast_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, OpError> {
         let dtype = self.graph.dtype(like).ok_or_else(|| self.unknown_type(like))?;
@@ -390,7 +412,7 @@ impl Gradient<'_> {
 
     /// The sum over some axes.
     pub fn reduce_sum(&mut self, value: ValueId, axes: &[i64], keep_dims: bool) -> Result<ValueId, OpError> {
-        let axes = self.graph.add_constant("axes", Tensor::vector(axes));
+        let axes = self.ints(axes);
         self.op_with("ReduceSum", &[value, axes], [("keepdims", i64::from(keep_dims).into())])
     }
 

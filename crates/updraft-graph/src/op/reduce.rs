@@ -375,7 +375,7 @@ fn with_axes(cx: &mut Gradient, value: ValueId) -> Result<ValueId, OpError> {
     let axes = inferred_axes(&Infer::new(cx.graph, &cx.node))?
         .ok_or_else(|| OpError::unsupported("gradient of a reduction whose rank or axes are computed at run time"))?;
     let axes: Vec<i64> = axes.into_iter().map(|a| a as i64).collect();
-    let axes = cx.graph.add_constant("axes", Tensor::vector(&axes));
+    let axes = cx.ints(&axes);
     cx.op("Unsqueeze", &[value, axes])
 }
 

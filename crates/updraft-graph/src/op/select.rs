@@ -189,7 +189,8 @@ fn eval_non_zero(cx: &Eval) -> Evaluated {
         true => x.to_f64()?.into_iter().map(|v| v != 0.0).collect(),
         false => x.to_i128()?.into_iter().map(|v| v != 0).collect(),
     };
-    let found: Vec<Vec<usize>> = set.iter().enumerate().filter(|(_, s)| **s).map(|(p, _)| unravel(p, x.shape())).collect();
+    let found: Vec<Vec<usize>> =
+        set.iter().enumerate().filter(|(_, s)| **s).map(|(p, _)| unravel(p, x.shape())).collect();
     let rows: Vec<i64> = (0..x.rank()).flat_map(|axis| found.iter().map(move |index| index[axis] as i64)).collect();
     Ok(vec![Tensor::new(&[x.rank(), found.len()], &rows)?])
 }

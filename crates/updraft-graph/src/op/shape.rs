@@ -100,16 +100,8 @@ fn eval_size(cx: &Eval) -> Evaluated {
 fn eval_view(cx: &Eval) -> Evaluated {
     let op = crate::op::find(&cx.node.domain, &cx.node.op)
         .ok_or_else(|| OpError::unsupported(format!("operator {}", cx.node.op)))?;
-    let inputs = cx
-        .inputs
-        .iter()
-        .map(|t| t.map(|t| InputFact { fact: Fact::tensor(Some(t.dtype()), dims(t.shape())), constant: Some(t) }))
-        .collect();
-    let facts = (op.infer)(&Infer { view: cx.view, inputs })?;
-    let shape = facts.first().and_then(|fact| known_shape(fact.shape.as_ref()?));
-    let x = cx.input(0)?;
-    let shape = shape.ok_or_else(|| OpError::shape(format!("no shape follows from {:?}", x.shape())))?;
-    Ok(vec![x.reshaped(&shape)?])
+    let shape = cx.output_shape(op.infer)?;
+    Ok(vec![cx.input(0)?.reshaped(&shape)?])
 }
 
 /// The gradient is shaped like the input again.
