@@ -15,6 +15,7 @@ use crate::graph::{Graph, GraphError, Node};
 use crate::tensor::{Tensor, TensorError, element_count};
 
 pub mod activation;
+pub mod attention;
 pub mod cast;
 mod context;
 pub mod control;
@@ -324,6 +325,8 @@ const FAMILIES: &[&[Op]] = &[
     norm::layer::OPS,
     softmax::OPS,
     loss::OPS,
+    attention::OPS,
+    attention::stateful::OPS,
     quant::OPS,
     quant::integer::OPS,
     cross_entropy::OPS,
