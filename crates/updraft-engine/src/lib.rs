@@ -7,6 +7,8 @@ mod cpu;
 
 use updraft_graph::Tensor;
 
+pub use cpu::CpuEngine;
+
 /// Turns graphs into sessions.
 pub trait Engine: Send + Sync {
     /// What reports call it: `cpu`.
@@ -32,11 +34,51 @@ pub trait Session: Send {
     /// The same inputs and state give the same bits for any number of threads.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError>;
 
+    /// Runs once and tells how long each step took by a clock in nanoseconds.
+    fn profile(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        clock_ns: &mut (dyn FnMut() -> u64 + Send),
+    ) -> Result<(Vec<Tensor>, Vec<StepTime>), EngineError>;
+
+    /// Memory that the session holds for inputs of the shapes it saw last.
+    fn memory(&self) -> MemoryUse;
+
     /// A state input's current value.
     fn state(&self, input: &str) -> Result<Tensor, EngineError>;
 
     /// Sets a state input. All must be set (or be initializers of the graph) before the first run.
     fn set_state(&mut self, input: &str, value: Tensor) -> Result<(), EngineError>;
+}
+
+/// Time and traffic of one step, which may compute several nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepTime {
+    /// Labels of the nodes.
+    pub nodes: String,
+    /// Their operators, joined by `+`.
+    pub op: String,
+    /// Whether it was left to the reference evaluation, for want of a kernel.
+    pub reference: bool,
+    /// How long it took.
+    pub duration_ns: u64,
+    /// Bytes of its operands.
+    pub read_bytes: u64,
+    /// Bytes of its results.
+    pub written_bytes: u64,
+}
+
+/// Memory of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryUse {
+    /// Intermediate values, planned.
+    pub arena_bytes: u64,
+    /// Working memory of kernels.
+    pub scratch_bytes: u64,
+    /// Constants of the graph, also folded ones.
+    pub constant_bytes: u64,
+    /// State.
+    pub state_bytes: u64,
 }
 
 /// Why a graph cannot be compiled or run.
@@ -56,6 +98,14 @@ pub enum EngineError {
         /// The input's name.
         name: String,
         /// What is wrong, and what is expected.
+        message: String,
+    },
+    /// The pool of threads cannot be made.
+    #[error("cannot start {threads} threads: {message}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system says.
         message: String,
     },
     /// The graph itself is wrong.

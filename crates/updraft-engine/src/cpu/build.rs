@@ -3,6 +3,7 @@
 use updraft_graph::op::OpView;
 use updraft_graph::{Attributes, DType, OpError, Tensor};
 
+use crate::cpu::copy;
 use crate::cpu::kernel::{Kernel, TileKernel};
 use crate::cpu::layout::Layout;
 
@@ -89,8 +90,14 @@ pub(crate) enum Run {
         kernel: Box<dyn TileKernel>,
         /// How many leading axes of the output may be cut into tiles.
         axes: usize,
-        /// Multiply-adds or like work for one output element, for choosing the size of tiles.
+        /// Additions or like work for one output element, for choosing the size of tiles.
         work: usize,
+        /// Inputs that the kernel reads in the same units only: they have the same leading axes.
+        aligned: Vec<usize>,
+        /// Fewest units that are worth a call.
+        units_min: usize,
+        /// Whether it may share tiles with what makes its inputs.
+        joins: bool,
     },
 }
 
@@ -101,9 +108,22 @@ impl Built {
     }
 
     /// A kernel that computes any range of the first `axes` axes of its outputs, all of which have these axes, at
-    /// `work` multiply-adds or so for each element of the first output.
-    pub(crate) fn tiled(kernel: impl TileKernel + 'static, axes: usize, work: usize) -> Built {
-        Built { run: Run::Tiled { kernel: Box::new(kernel), axes, work }, scratch_bytes: 0, in_place: Vec::new() }
+    /// `work` additions or so for each element of the first output. The inputs listed in `aligned` have the same
+    /// leading axes and are read in the units of the tile only; others must be ready, whole.
+    pub(crate) fn tiled(kernel: impl TileKernel + 'static, axes: usize, work: usize, aligned: &[usize]) -> Built {
+        let run =
+            Run::Tiled { kernel: Box::new(kernel), axes, work, aligned: aligned.to_vec(), units_min: 1, joins: true };
+        Built { run, scratch_bytes: 0, in_place: Vec::new() }
+    }
+
+    /// Asks for tiles of at least so many units, and to begin a group instead of joining one: for kernels that
+    /// prepare something for each call.
+    pub(crate) fn heads_group(mut self, units: usize) -> Built {
+        if let Run::Tiled { units_min, joins, .. } = &mut self.run {
+            *units_min = units;
+            *joins = false;
+        }
+        self
     }
 
     /// Asks for memory of its own for each worker, aligned to 64 bytes.
@@ -123,7 +143,7 @@ impl Built {
 pub(crate) type Builder = fn(&mut Build) -> Result<Option<Built>, OpError>;
 
 /// Domain, operator, builder.
-const TABLE: &[(&str, &str, Builder)] = &[];
+const TABLE: &[(&str, &str, Builder)] = &[("", "Concat", copy::concat)];
 
 /// The builder of an operator's kernels.
 pub(crate) fn find(domain: &str, op: &str) -> Option<Builder> {

@@ -27,7 +27,58 @@
 //! kernel needs for itself is asked for with [`Built::scratch`](build::Built::scratch), in bytes for each worker.
 //! Leaf loops are written once with [`isa::dispatch!`] and compiled for AVX-512, AVX2 and portable.
 
+use std::sync::Arc;
+
+use crate::{CompileOptions, Engine, EngineError, Session};
+
+mod arena;
 mod build;
+mod copy;
+mod elementwise;
+mod group;
 mod isa;
 mod kernel;
 mod layout;
+mod lower;
+mod map;
+mod math;
+mod matmul;
+mod product;
+mod session;
+mod shapes;
+mod step;
+mod view;
+
+/// Runs graphs on the processor, with a pool of threads that all its sessions share.
+#[derive(Debug, Clone)]
+pub struct CpuEngine {
+    threads: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl CpuEngine {
+    /// An engine of so many threads; one means the caller's own, and zero is taken for one.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub fn new(threads: usize) -> Result<CpuEngine, EngineError> {
+        if threads <= 1 {
+            return Ok(CpuEngine { threads: None });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("updraft-{i}"))
+            .build()
+            .map_err(|e| EngineError::Threads { threads, message: e.to_string() })?;
+        Ok(CpuEngine { threads: Some(Arc::new(pool)) })
+    }
+}
+
+impl Engine for CpuEngine {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn compile(&self, graph: &updraft_graph::Graph, options: &CompileOptions) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(session::CpuSession::new(graph, options, self.threads.clone())?))
+    }
+}

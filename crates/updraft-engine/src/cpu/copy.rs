@@ -1,0 +1,112 @@
+//! Moving elements of any type: strided to contiguous, and several inputs into one.
+
+use updraft_graph::OpError;
+use updraft_graph::op::resolve_axis;
+
+use crate::cpu::build::{Build, Built};
+use crate::cpu::kernel::{Io, Kernel, Pool};
+use crate::cpu::layout::Layout;
+
+/// Bytes that one task moves.
+const TASK_BYTES: usize = 1 << 16;
+
+/// The elements that a layout visits, one after another.
+pub(crate) struct Gather {
+    runs: Vec<(usize, usize)>,
+    element_bytes: usize,
+}
+
+impl Gather {
+    pub(crate) fn new(layout: &Layout, element_bytes: usize) -> Gather {
+        Gather { runs: layout.runs(), element_bytes }
+    }
+
+    /// Writes the elements from number `start` on.
+    fn fill(&self, from: &[u8], start: usize, out: &mut [u8]) {
+        let size = self.element_bytes;
+        let Some(((inner, stride), outer)) = self.runs.split_last() else {
+            out.copy_from_slice(&from[..out.len()]);
+            return;
+        };
+        let (mut row, mut column) = (start / inner, start % inner);
+        let mut rest = out;
+        while !rest.is_empty() {
+            let len = (rest.len() / size).min(inner - column);
+            let (head, tail) = rest.split_at_mut(len * size);
+            let mut left = row;
+            let mut offset = column * stride;
+            for (size, stride) in outer.iter().rev() {
+                offset += left % size * stride;
+                left /= size;
+            }
+            let first = offset * size;
+            if *stride == 1 {
+                head.copy_from_slice(&from[first..first + head.len()]);
+            } else {
+                for (i, element) in head.chunks_exact_mut(size).enumerate() {
+                    let at = first + i * stride * size;
+                    element.copy_from_slice(&from[at..at + size]);
+                }
+            }
+            rest = tail;
+            row += 1;
+            column = 0;
+        }
+    }
+}
+
+impl Kernel for Gather {
+    fn run(&self, io: &mut Io<'_>, pool: &Pool) -> Result<(), OpError> {
+        let from = io.input::<u8>(0);
+        let out = io.output::<u8>(0);
+        let chunk = TASK_BYTES / self.element_bytes;
+        pool.for_each_chunk(out, chunk * self.element_bytes, |i, part| self.fill(from, i * chunk, part));
+        Ok(())
+    }
+}
+
+/// Inputs side by side along one axis.
+struct Concat {
+    /// For each input, how to read it and how many bytes it has in each row.
+    parts: Vec<(Gather, usize)>,
+    row_bytes: usize,
+    element_bytes: usize,
+}
+
+/// Builds a Concat of elements of any one type.
+pub(crate) fn concat(cx: &mut Build) -> Result<Option<Built>, OpError> {
+    let Some(Some((dtype, shape))) = cx.outputs.first().cloned() else { return Ok(None) };
+    let axis = resolve_axis(cx.attributes().int("axis", 0)?, shape.len())?;
+    let element_bytes = dtype.size_in_memory();
+    let inner: usize = shape[axis + 1..].iter().product();
+    let mut parts = Vec::new();
+    for index in 0..cx.inputs.len() {
+        let Some(layout) = cx.strided(index) else { return Ok(None) };
+        let row = layout.shape[axis] * inner * element_bytes;
+        parts.push((Gather::new(&layout, element_bytes), row));
+    }
+    let row_bytes = shape[axis] * inner * element_bytes;
+    Ok(Some(Built::whole(Concat { parts, row_bytes, element_bytes })))
+}
+
+impl Kernel for Concat {
+    fn run(&self, io: &mut Io<'_>, pool: &Pool) -> Result<(), OpError> {
+        let out = io.output::<u8>(0);
+        let rows_per_task = (TASK_BYTES / self.row_bytes.max(1)).max(1);
+        let inputs: Vec<&[u8]> = (0..self.parts.len()).map(|i| io.input::<u8>(i)).collect();
+        pool.for_each_chunk(out, rows_per_task * self.row_bytes, |task, rows| {
+            for (i, row) in rows.chunks_exact_mut(self.row_bytes.max(1)).enumerate() {
+                let row_number = task * rows_per_task + i;
+                let mut rest = row;
+                for ((gather, bytes), from) in self.parts.iter().zip(&inputs) {
+                    let (head, tail) = rest.split_at_mut(*bytes);
+                    if !head.is_empty() {
+                        gather.fill(from, row_number * bytes / self.element_bytes, head);
+                    }
+                    rest = tail;
+                }
+            }
+        });
+        Ok(())
+    }
+}
