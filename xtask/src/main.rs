@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agree;
+mod conformance;
 mod python;
 mod tidy;
 
@@ -19,6 +20,8 @@ mod tidy;
 enum Chore {
     /// Compare `updraft infer` with ONNX Runtime on networks of the zoo and on given models.
     Agree(agree::Arguments),
+    /// Run ONNX's node cases through the reference evaluator.
+    Conformance(conformance::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -29,6 +32,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Agree(arguments) => agree::run(&root(), &arguments),
+        Chore::Conformance(arguments) => conformance::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {

@@ -74,9 +74,12 @@ impl EvalScope for Scope<'_> {
             )));
         }
         let named = graph.inputs().iter().map(|v| graph.value(*v).name.clone()).zip(inputs.iter().cloned()).collect();
-        evaluate_in(graph, &named, self.outer).map_err(|e| OpError::Inner {
-            node: format!("subgraph {:?}", graph.name),
-            source: Box::new(OpError::value(e.to_string())),
+        evaluate_in(graph, &named, self.outer).map_err(|error| {
+            let (node, source) = match error {
+                EvalError::Node { node, source, .. } => (format!("node {node} of subgraph {:?}", graph.name), source),
+                error => (format!("subgraph {:?}", graph.name), OpError::value(error.to_string())),
+            };
+            OpError::Inner { node, source: Box::new(source) }
         })
     }
 }

@@ -277,6 +277,15 @@ pub enum OpError {
 }
 
 impl OpError {
+    /// Whether this form of the operator is not implemented, here or inside a subgraph.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            OpError::Unsupported(_) => true,
+            OpError::Inner { source, .. } => source.is_unsupported(),
+            _ => false,
+        }
+    }
+
     /// An attribute that is missing or wrong.
     pub fn attribute(name: &str, problem: impl Into<String>) -> OpError {
         OpError::Attribute { name: name.to_owned(), problem: problem.into() }
