@@ -11,6 +11,9 @@ use crate::config::{Axis, Colour};
 /// claims is checked before memory is taken.
 const PIXELS_MAX: u64 = 1 << 26;
 
+/// 8 bytes for four channels of 16 bits, and as much again for the decoder's own rows.
+const BYTES_PER_PIXEL_MAX: u64 = 16;
+
 /// Pixels in rows, the channels of a pixel side by side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Picture {
@@ -24,21 +27,20 @@ impl Picture {
     /// Decodes PNG or JPEG bytes. 16-bit channels are rounded to 8 bits, transparency is dropped, orientation tags are
     /// not followed; the same choices as Pillow's `open` and `convert`.
     pub(crate) fn decode(bytes: &[u8], colour: Colour) -> Result<Picture, String> {
-        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
         if reader.format().is_none() {
             return Err(format!("{} bytes are neither PNG nor JPEG", bytes.len()));
         }
-        let mut decoder = reader.into_decoder().map_err(|e| format!("cannot be decoded: {e}"))?;
+        let mut limits = image::Limits::no_limits();
+        limits.max_alloc = Some(BYTES_PER_PIXEL_MAX * PIXELS_MAX);
+        reader.limits(limits);
+        let decoder = reader.into_decoder().map_err(undecodable)?;
         let (width, height) = decoder.dimensions();
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 || pixels > PIXELS_MAX {
             return Err(format!("claims {height} x {width} pixels; 1 to {PIXELS_MAX} are decoded"));
         }
-        let mut limits = image::Limits::no_limits();
-        // 8 bytes a pixel for the widest type, and as much again for the decoder's own rows.
-        limits.max_alloc = Some(16 * pixels + (1 << 20));
-        decoder.set_limits(limits).map_err(|e| format!("cannot be decoded: {e}"))?;
-        let decoded = image::DynamicImage::from_decoder(decoder).map_err(|e| format!("cannot be decoded: {e}"))?;
+        let decoded = image::DynamicImage::from_decoder(decoder).map_err(undecodable)?;
         let (height, width) = (height as usize, width as usize);
         let (channels, pixels) = match (colour, decoded.color().has_color()) {
             // Grey stays grey: no weighting, so no rounding.
@@ -100,6 +102,13 @@ impl Picture {
                 }
             }
         }
+    }
+}
+
+fn undecodable(error: image::ImageError) -> String {
+    match error {
+        image::ImageError::Limits(_) => format!("claims more than the {PIXELS_MAX} pixels that are decoded"),
+        error => format!("cannot be decoded: {error}"),
     }
 }
 

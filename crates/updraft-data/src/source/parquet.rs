@@ -9,23 +9,26 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use parquet::basic::{ConvertedType, LogicalType};
+use parquet::basic::{Compression, ConvertedType, LogicalType, Type as PhysicalType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
-use updraft_base::{Digest, digest::Hasher};
+use updraft_base::{Digest, digest::Hasher, units};
 use updraft_graph::{DType, Element, Tensor};
 
 use crate::error::DataError;
 use crate::source::table::cells_bytes;
 use crate::source::{Cells, Opened, Source, Wanted, tensor_of};
+
+mod pages;
 
 struct Parquet {
     path: PathBuf,
@@ -44,6 +47,8 @@ struct Parquet {
 /// threads that miss the same one read it once.
 struct State {
     reader: SerializedFileReader<File>,
+    /// The same file once more, for looking at pages before they are decoded.
+    file: File,
     kept: HashMap<usize, Kept>,
     kept_bytes: u64,
     clock: u64,
@@ -58,8 +63,10 @@ struct Kept {
 pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Opened, DataError> {
     let digest = digest_of(path)?;
     let file = File::open(path).map_err(DataError::io(path))?;
+    let again = File::open(path).map_err(DataError::io(path))?;
     let damaged = |reason: String| DataError::file(path, reason);
-    let reader = contain(|| SerializedFileReader::new(file).map_err(|e| e.to_string())).map_err(damaged)?;
+    let reader = contain(|| SerializedFileReader::new(file).map_err(|e| format!("is damaged or not Parquet: {e}")))
+        .map_err(damaged)?;
     let metadata = reader.metadata();
     let leaves = metadata.file_metadata().schema_descr().columns();
     let known: Vec<String> = leaves.iter().map(|c| c.path().string()).collect();
@@ -104,7 +111,7 @@ pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Op
         starts,
         block_bytes,
         memory_bytes,
-        state: Mutex::new(State { reader, kept: HashMap::new(), kept_bytes: 0, clock: 0 }),
+        state: Mutex::new(State { reader, file: again, kept: HashMap::new(), kept_bytes: 0, clock: 0 }),
     };
     Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: None })
 }
@@ -152,7 +159,7 @@ impl Parquet {
             kept.last_read = state.clock;
             return Ok(kept.columns.clone());
         }
-        let columns = contain(|| self.decode(&state.reader, group)).map_err(|r| DataError::file(&self.path, r))?;
+        let columns = contain(|| self.decode(state, group)).map_err(|r| DataError::file(&self.path, r))?;
         let bytes = columns.iter().map(cells_bytes).sum();
         while state.kept_bytes + bytes > self.memory_bytes {
             let oldest = state.kept.iter().min_by_key(|(_, k)| k.last_read).map(|(group, _)| *group);
@@ -165,27 +172,55 @@ impl Parquet {
         Ok(columns)
     }
 
-    fn decode(&self, reader: &SerializedFileReader<File>, group: usize) -> Result<Vec<Cells>, String> {
+    fn decode(&self, state: &mut State, group: usize) -> Result<Vec<Cells>, String> {
         let rows = self.block_rows[group] as usize;
-        let leaves = reader.metadata().file_metadata().schema_descr().columns();
-        let group_reader = reader.get_row_group(group).map_err(|e| format!("row group {group}: {e}"))?;
+        let metadata = state.reader.metadata();
+        let leaves = metadata.file_metadata().schema_descr().columns();
+        let group_reader = state.reader.get_row_group(group).map_err(|e| format!("row group {group}: {e}"))?;
         let mut columns = Vec::with_capacity(self.columns.len());
         for (name, place) in &self.columns {
-            let column_reader = group_reader
-                .get_column_reader(*place)
-                .map_err(|e| format!("row group {group}, column `{name}`: {e}"))?;
-            let cells = decode_column(column_reader, &leaves[*place], rows, self.starts[group])
-                .map_err(|reason| format!("row group {group}, column `{name}`: {reason}"))?;
-            columns.push(cells);
+            let decoded = check_pages(&mut state.file, metadata.row_group(group).column(*place), self.memory_bytes)
+                .and_then(|()| group_reader.get_column_reader(*place).map_err(|e| e.to_string()))
+                .and_then(|reader| {
+                    let first_row = self.starts[group];
+                    let chunk = Chunk { rows, first_row, leaf: &leaves[*place], memory_bytes: self.memory_bytes };
+                    decode_column(reader, &chunk)
+                });
+            columns.push(decoded.map_err(|reason| format!("row group {group}, column `{name}`: {reason}"))?);
         }
         Ok(columns)
     }
 }
 
+/// Refuses a column chunk that would take more memory to decode than allowed.
+fn check_pages(file: &mut File, chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
+    let (start, len) = chunk.byte_range();
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
+    file.take(len).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let values = u64::try_from(chunk.num_values()).map_err(|_| "claims a negative number of values")?;
+    let gzip = matches!(chunk.compression(), Compression::GZIP(_));
+    let totals = pages::totals(&bytes, values, gzip)?;
+    let value_bytes = match chunk.column_type() {
+        PhysicalType::BOOLEAN => 1,
+        PhysicalType::INT32 | PhysicalType::FLOAT => 4,
+        PhysicalType::INT64 | PhysicalType::DOUBLE => 8,
+        PhysicalType::INT96 | PhysicalType::BYTE_ARRAY | PhysicalType::FIXED_LEN_BYTE_ARRAY => size_of::<ByteArray>(),
+    };
+    // Each value may come with two levels.
+    let value_bytes = (value_bytes + 2 * size_of::<i16>()) as u64;
+    let needed = totals.values.saturating_mul(value_bytes).saturating_add(totals.uncompressed_bytes);
+    if needed > memory_bytes {
+        let (needed, allowed) = (units::bytes(needed), units::bytes(memory_bytes));
+        return Err(format!("its pages claim {needed}, more than memory_bytes = {allowed}"));
+    }
+    Ok(())
+}
+
 /// Runs code of the crate `parquet` on data that may be hostile.
 fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(decode)) {
-        Ok(result) => result.map_err(|reason| format!("is damaged or not Parquet: {reason}")),
+        Ok(result) => result,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Err(format!("is damaged: its decoder gave up: {}", text.unwrap_or("no reason given")))
@@ -193,10 +228,10 @@ fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     }
 }
 
-fn decode_column(reader: ColumnReader, leaf: &ColumnDescriptor, rows: usize, first_row: u64) -> Result<Cells, String> {
+fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells, String> {
     use ColumnReader::*;
     use ConvertedType as C;
-    let chunk = Chunk { rows, first_row, leaf };
+    let leaf = chunk.leaf;
     let logical = leaf.logical_type_ref();
     let unsupported = || match logical {
         Some(logical) => Err(format!("holds {logical:?}, which is not a number, text or bytes")),
@@ -245,12 +280,13 @@ struct Chunk<'a> {
     rows: usize,
     first_row: u64,
     leaf: &'a ColumnDescriptor,
+    memory_bytes: u64,
 }
 
 impl Chunk<'_> {
     /// The values of all rows, and the shape they have: one dimension, or two where each row is a list.
     fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<(Vec<T::T>, Vec<usize>), String> {
-        let Chunk { rows, first_row, leaf } = *self;
+        let Chunk { rows, first_row, leaf, .. } = *self;
         let (present, nested) = (leaf.max_def_level(), leaf.max_rep_level());
         let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
         let mut read = 0;
@@ -269,19 +305,27 @@ impl Chunk<'_> {
             let before = if nested == 0 { at } else { repetitions[..=at].iter().filter(|r| **r == 0).count() - 1 };
             return Err(format!("row {} has no value", first_row + before as u64));
         }
-        if nested == 0 {
-            return Ok((values, vec![rows]));
+        let shape = if nested == 0 { vec![rows] } else { vec![rows, self.list_length(&repetitions)?] };
+        // Levels can say that values are there which are not.
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(format!("{} values for {shape:?}", values.len()));
         }
-        if nested > 1 {
+        Ok((values, shape))
+    }
+
+    /// The one length of all lists, whose first elements are marked by a repetition level of 0.
+    fn list_length(&self, repetitions: &[i16]) -> Result<usize, String> {
+        if self.leaf.max_rep_level() > 1 {
             return Err("holds lists of lists; lists of one length are read".into());
         }
-        let starts: Vec<usize> = (0..repetitions.len()).filter(|i| repetitions[*i] == 0).collect();
-        let length = repetitions.len() / rows;
-        match (0..rows).find(|row| starts.get(*row) != Some(&(row * length))) {
-            None if repetitions.len() == rows * length => Ok((values, vec![rows, length])),
-            odd => {
-                let row = first_row + odd.map_or(rows, |row| row).saturating_sub(1) as u64;
-                Err(format!("holds lists of different lengths, at row {row}; lists of one length are read"))
+        let length = repetitions.len().checked_div(self.rows).unwrap_or(0);
+        let starts_list = |at: usize| at.is_multiple_of(length.max(1)) == (repetitions[at] == 0);
+        match (0..repetitions.len()).find(|at| !starts_list(*at)) {
+            None => Ok(length),
+            Some(at) => {
+                let before = repetitions[..at].iter().filter(|r| **r == 0).count();
+                let row = self.first_row + before.saturating_sub(1) as u64;
+                Err(format!("holds lists of different lengths near row {row}; lists of one length are read"))
             }
         }
     }
@@ -309,8 +353,18 @@ impl Chunk<'_> {
             return Err("holds lists of texts or bytes; one for each row is read".into());
         }
         let (values, _) = self.values(reader)?;
-        // A copy, because a cell that shares its page would keep the page in memory uncounted.
-        Ok(Cells::Bytes(values.into_iter().map(|v| Bytes::copy_from_slice(convert(v).data())).collect()))
+        let mut cells = Vec::with_capacity(values.len());
+        let mut rest_bytes = self.memory_bytes;
+        for value in values {
+            let value = convert(value);
+            // A dictionary can repeat one long value for every row.
+            rest_bytes = rest_bytes.checked_sub(value.len() as u64).ok_or_else(|| {
+                format!("its values take more than memory_bytes = {}", units::bytes(self.memory_bytes))
+            })?;
+            // A copy, because a cell that shares its page would keep the page in memory uncounted.
+            cells.push(Bytes::copy_from_slice(value.data()));
+        }
+        Ok(Cells::Bytes(cells))
     }
 }
 
@@ -345,7 +399,7 @@ fn collect(held: &HashMap<usize, Arc<Vec<Cells>>>, column: usize, places: &[(usi
 fn digest_of(path: &Path) -> Result<Digest, DataError> {
     let mut file = File::open(path).map_err(DataError::io(path))?;
     let mut hasher = Hasher::new();
-    let mut bytes = vec![0; 1 << 20];
+    let mut bytes = vec![0; 1 << 16];
     loop {
         match file.read(&mut bytes).map_err(DataError::io(path))? {
             0 => return Ok(hasher.finish()),
