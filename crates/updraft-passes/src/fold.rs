@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use updraft_graph::eval::evaluate_node;
-use updraft_graph::op::{self, OpError, Shapes};
+use updraft_graph::op::{self, OpError, Shapes, reshape_operand};
 use updraft_graph::tensor::element_count;
 use updraft_graph::{DType, Dim, Graph, NodeId, Tensor, ValueId};
 
@@ -91,23 +91,18 @@ fn known_contents(graph: &Graph, id: NodeId) -> Result<Option<Vec<Option<Tensor>
     Ok(Some(tensors))
 }
 
-/// Gives `Reshape` a constant shape where inference knows all sizes but one, which -1 stands for.
+/// Gives `Reshape` a constant shape where the sizes that are not known can be taken from its input.
 fn constant_reshape(graph: &mut Graph, id: NodeId, report: &mut Report) -> Result<(), PassError> {
     let node = graph.node(id);
-    if node.op != "Reshape" || !node.domain.is_empty() {
+    let [Some(x), Some(shape)] = node.inputs[..] else { return Ok(()) };
+    if node.op != "Reshape" || !node.domain.is_empty() || node.attributes.flag("allowzero", false)? {
         return Ok(());
     }
-    let Some(shape) = node.inputs.get(1).copied().flatten() else { return Ok(()) };
-    let value = graph.value(shape);
-    if value.constant().is_some() {
+    let (Some(from), Some(to)) = (graph.shape(x), graph.value(shape).content()) else { return Ok(()) };
+    // Content is only what a node computes; an operand with 0 or -1 is constant already, or has no content.
+    let Some(sizes) = reshape_operand(from, to).filter(|_| graph.value(shape).constant().is_none()) else {
         return Ok(());
-    }
-    let Some(content) = value.content() else { return Ok(()) };
-    let sizes: Vec<i64> = content.iter().map(|d| d.known().and_then(|n| i64::try_from(n).ok()).unwrap_or(-1)).collect();
-    // Beside a zero, -1 would be any size.
-    if sizes.iter().filter(|n| **n == -1).count() > 1 || sizes.contains(&0) {
-        return Ok(());
-    }
+    };
     let constant = graph.add_constant("shape", Tensor::vector(&sizes));
     graph.set_node_input(id, 1, Some(constant));
     report.change(format!("the shape of {}", graph.node(id).label(graph)));

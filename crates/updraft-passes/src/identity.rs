@@ -1,6 +1,7 @@
 //! Removes nodes that give back what they read, and joins moves that undo or follow one another.
 
-use updraft_graph::{Graph, Node, NodeId, ValueId};
+use updraft_graph::op::reshape_operand;
+use updraft_graph::{Graph, Node, NodeId, Tensor, ValueId};
 
 use crate::rewrite::{FixedNames, constant};
 use crate::{Pass, PassError, Promise, Report};
@@ -12,7 +13,7 @@ fn drop_identities(graph: &mut Graph, report: &mut Report) -> Result<(), PassErr
     let names = FixedNames::of(graph);
     // In execution order a chain collapses from its beginning, so one walk is enough.
     for id in graph.order()? {
-        merge_reshapes(graph, id, report);
+        merge_reshapes(graph, id, report)?;
         merge_transposes(graph, id, report)?;
         let node = graph.node(id);
         let Some(output) = node.outputs.first().copied().flatten() else { continue };
@@ -75,23 +76,25 @@ fn unchanged_input(graph: &Graph, node: &Node) -> Result<Option<ValueId>, PassEr
 }
 
 /// `Reshape` of what was only another view of `x` reads `x`.
-fn merge_reshapes(graph: &mut Graph, id: NodeId, report: &mut Report) {
+fn merge_reshapes(graph: &mut Graph, id: NodeId, report: &mut Report) -> Result<(), PassError> {
     let node = graph.node(id);
+    let ([Some(x), _], [Some(y)]) = (&node.inputs[..], &node.outputs[..]) else { return Ok(()) };
     if node.op != "Reshape" || !node.domain.is_empty() {
-        return;
+        return Ok(());
     }
-    let operand = |index: usize| node.inputs.get(index).copied().flatten();
-    let (Some(x), Some(shape)) = (operand(0), operand(1)) else { return };
-    // A zero would mean a size of the shape in between.
-    let absolute = all_ints(graph, Some(shape), |n| n != 0);
-    let Some((before, _)) = graph.value(x).producer().filter(|_| absolute) else { return };
+    let Some((before, _)) = graph.value(*x).producer() else { return Ok(()) };
     let before = graph.node(before);
     let is_view = matches!(before.op.as_str(), "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze");
     let source = before.inputs.first().copied().flatten();
-    if let (true, true, Some(source)) = (is_view, before.domain.is_empty(), source) {
-        report.change(format!("{} reads past {}", node.label(graph), before.label(graph)));
-        graph.set_node_input(id, 0, Some(source));
-    }
+    let (true, true, Some(source)) = (is_view, before.domain.is_empty(), source) else { return Ok(()) };
+    let (Some(from), Some(to)) = (graph.shape(source), graph.shape(*y)) else { return Ok(()) };
+    let Some(sizes) = reshape_operand(from, to) else { return Ok(()) };
+    report.change(format!("{} reads past {}", node.label(graph), before.label(graph)));
+    let shape = graph.add_constant("shape", Tensor::vector(&sizes));
+    graph.set_node_input(id, 0, Some(source));
+    graph.set_node_input(id, 1, Some(shape));
+    graph.attributes_mut(id).remove("allowzero");
+    Ok(())
 }
 
 /// `Transpose` of a transposed `x` is one transposition of `x`.

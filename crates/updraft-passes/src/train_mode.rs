@@ -41,7 +41,7 @@ pub(crate) fn lower_batch_norm(graph: &mut Graph, report: &mut Report) -> Result
                 ));
             }
         }
-        let made = graph.op_n(UPDRAFT_DOMAIN, "BatchNormalizationTraining", &node.inputs, attributes, 3);
+        let made = graph.op_n(UPDRAFT_DOMAIN, "BatchNormalizationTraining", &node.inputs, attributes, 5);
         let made = made.map_err(refuse)?;
         replace(graph, &names, id, &node, made[0]);
         running.extend([(mean, made[1]), (variance, made[2])]);

@@ -184,3 +184,39 @@ fn what_cannot_be_trained_is_an_error_that_says_why() {
         assert!(message.contains(expected), "{message:?} does not say {expected:?}");
     }
 }
+
+/// Networks of the zoo, small where their size says nothing new.
+const ZOO: &[(&str, &[(&str, usize)])] = &[
+    ("mlp", &[]),
+    ("small-cnn", &[]),
+    ("resnet8", &[]),
+    ("resnet18", &[("image", 32)]),
+    ("mobilenet-v2", &[("image", 32)]),
+    ("vit", &[("image", 32), ("layers", 2), ("width", 32), ("heads", 2)]),
+    ("gpt", &[("vocabulary", 65), ("context", 16), ("layers", 2), ("heads", 2), ("width", 32)]),
+    ("bert", &[("vocabulary", 65), ("context", 16), ("layers", 2), ("heads", 2), ("width", 32)]),
+];
+
+#[test]
+fn print_ops() {
+    for (name, options) in ZOO {
+        let entry = updraft_graph::zoo::find(name).unwrap();
+        let given: Vec<_> =
+            options.iter().map(|(n, v)| ((*n).to_owned(), updraft_graph::zoo::Setting::Integer(*v))).collect();
+        let model = entry.build(&updraft_graph::zoo::Options::of(entry, &given).unwrap(), 0).unwrap();
+        let options = TrainingOptions {
+            clip_norm: Some(1.0),
+            ..TrainingOptions::new(cross_entropy(), Optimizer::AdamW(AdamSettings::default()))
+        };
+        match build(&model, &options) {
+            Ok(step) => {
+                let mut count = std::collections::BTreeMap::new();
+                for (_, node) in step.graph.nodes() {
+                    *count.entry(node.op.clone()).or_insert(0) += 1;
+                }
+                println!("{name}: {} of {} {count:?}", step.graph.nodes().count(), model.nodes().count());
+            }
+            Err(e) => println!("{name}: {e} {:?}", std::error::Error::source(&e).map(|e| e.to_string())),
+        }
+    }
+}

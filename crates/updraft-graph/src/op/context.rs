@@ -418,16 +418,12 @@ impl Gradient<'_> {
 
     /// `value` with the shape of `like`, which has as many elements.
     pub fn reshape_like(&mut self, value: ValueId, like: ValueId) -> Result<ValueId, OpError> {
-        let shape = self.shape(like)?;
-        if self
-            .graph
-            .shape(value)
-            .is_some_and(|s| s.len() == shape.len() && s.iter().zip(&shape).all(|(a, b)| a.same(b)))
-        {
+        let (from, to) = (self.shape(value)?, self.shape(like)?);
+        if from.len() == to.len() && from.iter().zip(&to).all(|(a, b)| a.same(b)) {
             return Ok(value);
         }
-        let target = match Gradient::reshape_target(&shape) {
-            Some(target) => self.graph.add_constant("shape", Tensor::vector(&target)),
+        let target = match reshape_operand(&from, &to) {
+            Some(target) => self.ints(&target),
             None => self.op("Shape", &[like])?,
         };
         self.op("Reshape", &[value, target])
@@ -442,12 +438,19 @@ impl Gradient<'_> {
         let axis = shape.len() as i64 - 1;
         self.op_with("Flatten", &[value], [("axis", axis.into())])
     }
+}
 
-    /// The constant operand that makes `Reshape` produce this shape: at most one size may be a symbol, and none zero,
-    /// which `Reshape` takes for "as in the input".
-    fn reshape_target(shape: &[Dim]) -> Option<Vec<i64>> {
-        let target: Vec<i64> =
-            shape.iter().map(|d| d.known().map_or(Some(-1), |n| i64::try_from(n).ok())).collect::<Option<_>>()?;
-        (target.iter().filter(|d| **d == -1).count() <= 1 && !target.contains(&0)).then_some(target)
-    }
+/// The constant operand that makes `Reshape` turn `from` into `to`, which has as many elements. A symbol is either the
+/// size at the same position of `from` (0), or the only size left to find (-1); `None` where that is not enough. The
+/// two are not mixed, because for an empty tensor -1 would then be ambiguous.
+pub fn reshape_operand(from: &[Dim], to: &[Dim]) -> Option<Vec<i64>> {
+    let size = |(i, dim): (usize, &Dim)| match dim {
+        Dim::Known(0) => None,
+        Dim::Known(n) => i64::try_from(*n).ok(),
+        symbol if from.get(i).is_some_and(|d| d.same(symbol)) => Some(0),
+        _ => Some(-1),
+    };
+    let sizes: Vec<i64> = to.iter().enumerate().map(size).collect::<Option<_>>()?;
+    let found = sizes.iter().filter(|n| **n == -1).count();
+    (found == 0 || found == 1 && !sizes.contains(&0)).then_some(sizes)
 }

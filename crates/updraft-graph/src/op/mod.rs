@@ -41,7 +41,7 @@ pub mod softmax;
 pub mod trigonometric;
 pub mod window;
 
-pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView};
+pub use context::{Arity, Eval, EvalScope, Fact, Gradient, Infer, InputFact, OpView, reshape_operand};
 
 /// All facts of one operator.
 pub struct Op {
