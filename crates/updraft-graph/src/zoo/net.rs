@@ -82,6 +82,11 @@ impl Net {
         Ok(id)
     }
 
+    /// States the shape of a value of `f32` that inference cannot find.
+    pub(super) fn declare(&mut self, value: ValueId, shape: Vec<Dim>) {
+        self.graph.set_type(value, ValueType::tensor(DType::F32, shape));
+    }
+
     /// A constant that is not a parameter.
     pub(super) fn literal(&mut self, tensor: Tensor) -> Result<ValueId, OpError> {
         self.op("Constant", &[], [("value", tensor.into())])

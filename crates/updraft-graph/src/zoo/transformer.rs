@@ -130,7 +130,17 @@ fn block_norm_first(
 fn positions(net: &mut Net, table: ValueId, tokens: ValueId) -> Result<ValueId, OpError> {
     let length = net.op("Shape", &[tokens], [("start", 1i64.into()), ("end", 2i64.into())])?;
     let (zero, axis) = (net.ints(&[0])?, net.ints(&[0])?);
-    net.op("Slice", &[table, zero, length, axis], [])
+    let sliced = net.op("Slice", &[table, zero, length, axis], [])?;
+    let width = net.graph.shape(table).and_then(|s| s.get(1)).cloned().unwrap_or(Dim::Unknown);
+    let rows = token_count(net, tokens);
+    net.declare(sliced, vec![rows, width]);
+    Ok(sliced)
+}
+
+/// The size of axis 1 of `tokens`. Inference cannot tell that a slice of so many rows is not cut short by the table's
+/// end; where it is, the sum that reads it fails.
+fn token_count(net: &Net, tokens: ValueId) -> Dim {
+    net.graph.shape(tokens).and_then(|s| s.get(1)).cloned().unwrap_or(Dim::Unknown)
 }
 
 pub(super) fn gpt(options: &Options, key: Key) -> Result<Graph, OpError> {
@@ -172,7 +182,10 @@ fn causal_mask(net: &mut Net, context: usize, tokens: ValueId) -> Result<ValueId
     let length = net.op("Shape", &[tokens], [("start", 1i64.into()), ("end", 2i64.into())])?;
     let ends = net.op("Concat", &[length, length], [("axis", 0i64.into())])?;
     let (starts, axes) = (net.ints(&[0, 0])?, net.ints(&[0, 1])?);
-    net.op("Slice", &[full, starts, ends, axes], [])
+    let sliced = net.op("Slice", &[full, starts, ends, axes], [])?;
+    let count = token_count(net, tokens);
+    net.declare(sliced, vec![count.clone(), count]);
+    Ok(sliced)
 }
 
 pub(super) fn bert(options: &Options, key: Key) -> Result<Graph, OpError> {
