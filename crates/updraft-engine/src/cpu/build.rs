@@ -1,11 +1,11 @@
 //! From a node with concrete shapes to a kernel: what builders see and return, and the table of them.
 
 use updraft_graph::op::OpView;
-use updraft_graph::{Attributes, DType, OpError, Tensor};
+use updraft_graph::{Attributes, DType, OpError, Tensor, UPDRAFT_DOMAIN};
 
-use crate::cpu::copy;
 use crate::cpu::kernel::{Kernel, TileKernel};
 use crate::cpu::layout::Layout;
+use crate::cpu::{copy, gather, loss, reduce, rows, update};
 
 /// One operand of a node being built.
 #[derive(Debug, Clone)]
@@ -143,7 +143,27 @@ impl Built {
 pub(crate) type Builder = fn(&mut Build) -> Result<Option<Built>, OpError>;
 
 /// Domain, operator, builder.
-const TABLE: &[(&str, &str, Builder)] = &[("", "Concat", copy::concat)];
+const TABLE: &[(&str, &str, Builder)] = &[
+    ("", "Concat", copy::concat),
+    ("", "Gather", gather::gather),
+    ("", "LayerNormalization", rows::layer_norm),
+    ("", "LogSoftmax", rows::softmax),
+    ("", "ReduceMax", reduce::reduce),
+    ("", "ReduceMean", reduce::reduce),
+    ("", "ReduceMin", reduce::reduce),
+    ("", "ReduceSum", reduce::reduce),
+    ("", "RMSNormalization", rows::layer_norm),
+    ("", "Softmax", rows::softmax),
+    (UPDRAFT_DOMAIN, "AdamUpdate", update::update),
+    (UPDRAFT_DOMAIN, "CrossEntropyLoss", loss::loss),
+    (UPDRAFT_DOMAIN, "CrossEntropyLossGradient", loss::loss_gradient),
+    (UPDRAFT_DOMAIN, "GatherGradient", gather::gather_gradient),
+    (UPDRAFT_DOMAIN, "GlobalNorm", update::global_norm),
+    (UPDRAFT_DOMAIN, "LayerNormalizationGradient", rows::layer_norm_grad),
+    (UPDRAFT_DOMAIN, "LogSoftmaxGradient", rows::softmax),
+    (UPDRAFT_DOMAIN, "SgdUpdate", update::update),
+    (UPDRAFT_DOMAIN, "SoftmaxGradient", rows::softmax),
+];
 
 /// The builder of an operator's kernels.
 pub(crate) fn find(domain: &str, op: &str) -> Option<Builder> {

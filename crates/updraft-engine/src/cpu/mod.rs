@@ -35,18 +35,23 @@ mod arena;
 mod build;
 mod copy;
 mod elementwise;
+mod gather;
 mod group;
 mod isa;
 mod kernel;
 mod layout;
+mod loss;
 mod lower;
 mod map;
 mod math;
 mod matmul;
 mod product;
+mod reduce;
+mod rows;
 mod session;
 mod shapes;
 mod step;
+mod update;
 mod view;
 
 /// Runs graphs on the processor, with a pool of threads that all its sessions share.
