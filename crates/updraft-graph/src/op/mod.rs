@@ -35,6 +35,7 @@ pub mod quant;
 pub mod random;
 pub mod rearrange;
 pub mod reduce;
+pub mod resize;
 pub mod select;
 pub mod shape;
 pub mod softmax;
@@ -334,6 +335,8 @@ const FAMILIES: &[&[Op]] = &[
     norm::layer::OPS,
     softmax::OPS,
     loss::OPS,
+    resize::OPS,
+    resize::grid::OPS,
     attention::OPS,
     attention::stateful::OPS,
     quant::OPS,
