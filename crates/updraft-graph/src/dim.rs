@@ -10,7 +10,8 @@ use std::fmt;
 mod parse;
 
 pub use parse::ParseDimError;
-pub(crate) use parse::is_identifier;
+use parse::is_identifier;
+pub(crate) use parse::{parse_prefix, unquote};
 
 /// The size of one dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -345,6 +345,11 @@ impl Graph {
         Ok(id)
     }
 
+    /// Says that a value of this subgraph belongs to the graph around it.
+    pub(crate) fn set_outer(&mut self, value: ValueId) {
+        self.values[value.index()].is_outer = true;
+    }
+
     /// Makes an existing value a graph input.
     pub fn push_input(&mut self, value: ValueId) {
         self.inputs.push(value);
@@ -370,6 +375,7 @@ impl Graph {
         if let Some(tensor) = &tensor {
             self.values[value.index()].ty = ValueType::of(tensor);
         }
+        self.values[value.index()].is_sparse &= tensor.is_some();
         self.values[value.index()].constant = tensor;
     }
 

@@ -2,16 +2,19 @@
 
 pub mod attribute;
 mod builder;
+pub mod check;
 pub mod cost;
 pub mod dim;
 pub mod dtype;
 pub mod eval;
+pub mod fingerprint;
 pub mod graph;
 pub mod infer;
 pub mod model;
 pub mod onnx;
 pub mod op;
 pub mod tensor;
+pub mod text;
 pub mod zoo;
 
 pub use attribute::{Attribute, Attributes};

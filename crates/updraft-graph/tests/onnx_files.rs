@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use updraft_graph::Model;
+mod support;
+
+use support::Draw;
+use updraft_graph::{Graph, GraphError, Model};
 use updraft_graph::onnx::{ReadOptions, WriteOptions, read, write};
 
 fn files() -> Vec<(String, Vec<u8>)> {
@@ -43,5 +46,62 @@ fn no_prefix_of_a_file_is_read_as_a_smaller_model() {
         if let Ok(model) = read(&bytes[..len], &ReadOptions::default()) {
             assert_eq!(model.graph, read_back(&bytes).graph, "{name} cut to {len} bytes");
         }
+    }
+}
+
+/// What a file holds of a model: all of it, in sorted order. Outputs that are inputs share the input's notes.
+fn sorted(mut model: Model) -> Result<Model, GraphError> {
+    fn sort(graph: &mut Graph) -> Result<(), GraphError> {
+        let ids: Vec<_> = graph.nodes().map(|(id, _)| id).collect();
+        for id in ids {
+            for (_, attribute) in graph.attributes_mut(id).iter_mut() {
+                match attribute {
+                    updraft_graph::Attribute::Graph(inner) => sort(inner)?,
+                    updraft_graph::Attribute::Graphs(inner) => inner.iter_mut().try_for_each(sort)?,
+                    _ => {}
+                }
+            }
+        }
+        graph.sort()
+    }
+    sort(&mut model.graph)?;
+    for function in &mut model.functions {
+        sort(&mut function.body)?;
+    }
+    for training in &mut model.training {
+        training.initialization.iter_mut().chain(&mut training.algorithm).try_for_each(sort)?;
+    }
+    Ok(model)
+}
+
+/// Equality that shows the lines around the first difference.
+fn assert_same(left: &Model, right: &Model, seed: u64) {
+    if left == right {
+        return;
+    }
+    let (left, right) = (format!("{left:#?}"), format!("{right:#?}"));
+    // The index of names prints in no fixed order.
+    let lines = |text: &str| -> Vec<String> {
+        let mut in_index = false;
+        let keep = text.lines().filter(|line| {
+            in_index = (in_index || line.trim() == "names: {") && line.trim() != "},";
+            !in_index
+        });
+        keep.map(str::to_owned).collect()
+    };
+    let (left, right) = (lines(&left), lines(&right));
+    let at = left.iter().zip(&right).position(|(a, b)| a != b).unwrap_or(left.len().min(right.len()));
+    let around = |lines: &[String]| lines[at.saturating_sub(12)..(at + 6).min(lines.len())].join("\n");
+    panic!("seed {seed}, line {at}:\n{}\nagainst\n{}", around(&left), around(&right));
+}
+
+#[test]
+fn any_model_reads_back_as_it_was_written() {
+    for seed in 0..500 {
+        let model = Draw::new(seed).model();
+        let written = write(&model, WriteOptions::default()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let again = read(&written, &ReadOptions::default()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_same(&again, &sorted(model).unwrap(), seed);
+        assert_eq!(write(&again, WriteOptions::default()).unwrap(), written, "seed {seed}");
     }
 }

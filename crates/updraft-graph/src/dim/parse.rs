@@ -32,7 +32,7 @@ impl FromStr for Dim {
 }
 
 /// The dimension that `text` begins with, and its length in bytes.
-pub(super) fn parse_prefix(text: &str) -> Result<(Dim, usize), ParseDimError> {
+pub(crate) fn parse_prefix(text: &str) -> Result<(Dim, usize), ParseDimError> {
     let mut parser = Parser { text, position: 0 };
     parser.skip_blanks();
     if parser.take("?") {
@@ -176,7 +176,7 @@ impl<'a> Parser<'a> {
 }
 
 /// The string whose quoted form (`{:?}`) `text` begins with, and the length of that form in bytes.
-pub(super) fn unquote(text: &str) -> Option<(String, usize)> {
+pub(crate) fn unquote(text: &str) -> Option<(String, usize)> {
     let mut chars = text.char_indices();
     if chars.next()?.1 != '"' {
         return None;

@@ -152,10 +152,13 @@ impl Reader<'_> {
         }
         let opsets = if proto.opset_import.is_empty() { around.clone() } else { read_opsets(proto.opset_import)? };
         let named = |name: String| ValueInfoProto { name: Some(name), ..ValueInfoProto::default() };
+        let mut infos: HashMap<Option<String>, ValueInfoProto> =
+            proto.value_info.iter().map(|info| (info.name.clone(), info.clone())).collect();
+        let input = proto.input.into_iter().map(|name| infos.remove(&Some(name.clone())).unwrap_or(named(name))).collect();
         let body = GraphProto {
             name: proto.name,
             doc_string: proto.doc_string,
-            input: proto.input.into_iter().map(named).collect(),
+            input,
             output: proto.output.into_iter().map(named).collect(),
             node: proto.node,
             value_info: proto.value_info,
