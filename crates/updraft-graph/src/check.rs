@@ -150,7 +150,7 @@ impl Checker {
         if graph.outputs().is_empty() {
             self.problems.push(Problem::NoOutputs { graph: place.clone() });
         }
-        self.opsets(graph, &place);
+        let unknown_sets = self.opsets(graph, &place);
         self.sources(graph, &place, outer);
 
         let order = match graph.order() {
@@ -168,7 +168,9 @@ impl Checker {
         }
         for id in order {
             let node = graph.node(id);
-            if self.operator(graph, node, &place)
+            // Without a version there is no telling what a node should be.
+            if !unknown_sets.contains(&node.domain)
+                && self.operator(graph, node, &place)
                 && let Err(source) = infer_node(&mut typed, id)
             {
                 self.problems.push(Problem::Node { graph: place.clone(), node: node.label(graph), source });
@@ -188,7 +190,9 @@ impl Checker {
         }
     }
 
-    fn opsets(&mut self, graph: &Graph, place: &str) {
+    /// Reports, and returns, the domains without a known version.
+    fn opsets(&mut self, graph: &Graph, place: &str) -> HashSet<String> {
+        let mut unknown = HashSet::new();
         let mut domains: Vec<&str> = graph.nodes().map(|(_, node)| node.domain.as_str()).collect();
         domains.extend(graph.opsets.keys().map(String::as_str));
         domains.sort_unstable();
@@ -201,6 +205,7 @@ impl Checker {
                 _ => 1..=u32::MAX,
             };
             if !found.is_some_and(|v| known.contains(&v)) {
+                unknown.insert(domain.to_owned());
                 self.problems.push(Problem::Opset {
                     graph: place.to_owned(),
                     domain: domain.to_owned(),
@@ -212,6 +217,7 @@ impl Checker {
                 });
             }
         }
+        unknown
     }
 
     /// Each value that is read comes from exactly one place.

@@ -698,9 +698,16 @@ impl Graph {
     }
 
     /// Stores nodes in execution order and values as a file lists them (inputs, initializers, what nodes make, what
-    /// subgraphs read from outside), dropping values that nothing names. Two graphs that differ in storage only are
-    /// equal afterwards.
+    /// subgraphs read from outside), dropping values that nothing names, in subgraphs too. Two graphs that differ in
+    /// storage only are equal afterwards.
     pub fn sort(&mut self) -> Result<(), GraphError> {
+        for (_, attribute) in self.nodes.iter_mut().flatten().flat_map(|node| node.attributes.iter_mut()) {
+            match attribute {
+                Attribute::Graph(inner) => inner.sort()?,
+                Attribute::Graphs(inner) => inner.iter_mut().try_for_each(Graph::sort)?,
+                _ => {}
+            }
+        }
         let order = self.order()?;
         let mut values = Vec::new();
         let mut is_listed = vec![false; self.values.len()];

@@ -48,6 +48,10 @@ pub fn infer_node(graph: &mut Graph, id: NodeId) -> Result<(), OpError> {
             show_range(arity.outputs_min, arity.outputs_max)
         )));
     }
+    let mut needed = (arity.inputs_open..arity.inputs_min).filter(|i| node.inputs[*i].is_none());
+    if let Some(index) = needed.next() {
+        return Err(OpError::MissingInput { index, expected: "a value" });
+    }
     let facts = (op.infer)(&Infer::new(graph, node))?;
     let outputs: Vec<_> = node.outputs.clone();
     for (value, fact) in outputs.into_iter().zip(facts) {

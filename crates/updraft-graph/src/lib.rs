@@ -15,6 +15,7 @@ pub mod onnx;
 pub mod op;
 pub mod tensor;
 pub mod text;
+pub mod upgrade;
 pub mod zoo;
 
 pub use attribute::{Attribute, Attributes};

@@ -74,7 +74,7 @@ impl Model {
 
 impl Function {
     /// The default of an attribute, if it has one.
-    pub fn default(&self, name: &str) -> Option<&Attribute> {
+    pub fn default_attribute(&self, name: &str) -> Option<&Attribute> {
         self.default_attributes.get(name)
     }
 }

@@ -19,9 +19,10 @@ fn disguise(graph: &Graph, draw: &mut Draw, outer: &dyn Fn(&str) -> String) -> G
     let mut out = Graph::new("renamed");
     out.opsets = graph.opsets.clone();
     let mut ids = vec![None; graph.value_count()];
+    let prefix = draw.below(1 << 40);
     let new_name = |id: ValueId| match graph.value(id).is_outer() {
         true => outer(&graph.value(id).name),
-        false => format!("{}/new/{}", graph.name, id.index()),
+        false => format!("{prefix}/{}", id.index()),
     };
     for id in order {
         let value = graph.value(id);

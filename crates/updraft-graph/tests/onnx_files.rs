@@ -51,25 +51,12 @@ fn no_prefix_of_a_file_is_read_as_a_smaller_model() {
 
 /// What a file holds of a model: all of it, in sorted order. Outputs that are inputs share the input's notes.
 fn sorted(mut model: Model) -> Result<Model, GraphError> {
-    fn sort(graph: &mut Graph) -> Result<(), GraphError> {
-        let ids: Vec<_> = graph.nodes().map(|(id, _)| id).collect();
-        for id in ids {
-            for (_, attribute) in graph.attributes_mut(id).iter_mut() {
-                match attribute {
-                    updraft_graph::Attribute::Graph(inner) => sort(inner)?,
-                    updraft_graph::Attribute::Graphs(inner) => inner.iter_mut().try_for_each(sort)?,
-                    _ => {}
-                }
-            }
-        }
-        graph.sort()
-    }
-    sort(&mut model.graph)?;
+    model.graph.sort()?;
     for function in &mut model.functions {
-        sort(&mut function.body)?;
+        function.body.sort()?;
     }
     for training in &mut model.training {
-        training.initialization.iter_mut().chain(&mut training.algorithm).try_for_each(sort)?;
+        training.initialization.iter_mut().chain(&mut training.algorithm).try_for_each(Graph::sort)?;
     }
     Ok(model)
 }

@@ -59,13 +59,13 @@ const TEXT: &str = r#"graph "two layers" opset 21, com.example 3 {
   input list: sequence(map(i64, string[*]))
   const half = f16[2] {0.1, 0x7e01}
   const names = string[2] {"a\"b", b"\xff"}
-  sparse const mask = bool[2] {true, false}
   const z = complex64[1] {(1.0, -0.5)}
+  sparse const mask = bool[2] {true, false}
   h: f32[batch, 3], _ = Split<axis = -1, mode = "x", scale = 2.0>(x, _, half) @ /layer/split
   y: f32[batch, 3] = com.example::Scale:fast<by = [0.5, inf], none = ints [], value = u4[3] {1, 2, 15}>(h)
   r: f32[*] = If<then_branch = graph then {
-    outer h: f32[batch, 3]
     const one = f32[] {1.0}
+    outer h: f32[batch, 3]
     s = Add(h, one)
     output s
   }>(mask)
@@ -94,7 +94,7 @@ fn large_tensors_are_named_by_their_content() {
     assert_ne!(one, two);
     assert_eq!(one.lines().count(), 4, "{one}");
     let error = parse(&one).unwrap_err();
-    assert_eq!((error.line, error.column), (2, 24), "{error}");
+    assert_eq!((error.line, error.column), (2, 23), "{error}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn broken_text_is_refused_with_the_place_and_what_was_expected() {
     let deep_type = format!("graph g {{ input x: {}", "optional(".repeat(100_000));
     for (text, line, column, expected) in [
         ("", 1, 1, "`graph`"),
-        ("graph g {", 1, 10, "`,` or `=`"),
+        ("graph g {", 1, 10, "a line of the graph, or `}`"),
         ("graph g opset x {}", 1, 17, "the version of an operator set"),
         ("graph g {\n  input x: f33[2]\n}", 2, 12, "an element type"),
         ("graph g {\n  input x: f32[2*]\n}", 2, 18, "a size, a symbol, `floor((...)/n)` or `?`"),

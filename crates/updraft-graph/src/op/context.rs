@@ -15,6 +15,8 @@ use crate::tensor::Tensor;
 pub struct Arity {
     /// Fewest inputs; later ones are optional.
     pub inputs_min: usize,
+    /// How many of the first inputs may be left out although later ones must be there (only `Loop` has any).
+    pub inputs_open: usize,
     /// Most inputs; `usize::MAX` where any number may follow.
     pub inputs_max: usize,
     /// Fewest outputs.
@@ -31,7 +33,12 @@ impl Arity {
 
     /// From `min` to `max` inputs and one output.
     pub const fn range(min: usize, max: usize) -> Arity {
-        Arity { inputs_min: min, inputs_max: max, outputs_min: 1, outputs_max: 1 }
+        Arity { inputs_min: min, inputs_open: 0, inputs_max: max, outputs_min: 1, outputs_max: 1 }
+    }
+
+    /// The same where the first `count` inputs may be left out.
+    pub const fn open(self, count: usize) -> Arity {
+        Arity { inputs_open: count, ..self }
     }
 
     /// The same with another range of outputs.

@@ -23,7 +23,7 @@ pub(super) const OPS: &[Op] = &[
     Op::onnx("If", VERSIONS, Arity::exact(1).outputs(1, usize::MAX), infer_if, eval_if)
         .no_gradient(BRANCHES)
         .no_channels(INSIDE),
-    Op::onnx("Loop", VERSIONS, Arity::range(2, usize::MAX).outputs(1, usize::MAX), infer_loop, eval_loop)
+    Op::onnx("Loop", VERSIONS, Arity::range(2, usize::MAX).open(2).outputs(1, usize::MAX), infer_loop, eval_loop)
         .no_gradient(BRANCHES)
         .no_channels(INSIDE),
     Op::onnx(

@@ -32,7 +32,8 @@ fn show_part(dtype: DType, bytes: &[u8]) -> String {
     let Ok(one) = Tensor::from_bytes(dtype, &[], bytes) else { return String::new() };
     let decimal = match dtype {
         DType::F64 => one.to_f64().map(|v| format!("{:?}", v[0])),
-        _ if dtype.is_float() => one.to_f64().map(|v| show_float(v[0] as f32)),
+        DType::F32 => one.to_f64().map(|v| show_float(v[0] as f32)),
+        _ if dtype.is_float() => one.to_f64().map(|v| show_short(dtype, v[0], bytes)),
         DType::Bool => one.to_bools().map(|v| v[0].to_string()),
         _ => one.to_i128().map(|v| v[0].to_string()),
     };
@@ -47,6 +48,14 @@ fn show_part(dtype: DType, bytes: &[u8]) -> String {
             text
         }
     }
+}
+
+/// A float narrower than `f32`: with as few digits as tell it from its neighbours.
+fn show_short(dtype: DType, value: f64, bytes: &[u8]) -> String {
+    // Nine digits tell any two `f32` apart.
+    let rounded = (0..9).map(|digits| format!("{value:.digits$e}").parse().map_or(String::new(), show_float));
+    let reads_back = |text: &String| read_part(dtype, text).is_ok_and(|b| b == bytes);
+    rounded.into_iter().find(reads_back).unwrap_or_default()
 }
 
 fn show_float(value: f32) -> String {

@@ -201,6 +201,9 @@ impl<'a> Parser<'a> {
                     graph.set_constant(id, Some(tensor));
                     graph.set_sparse(id, word == "sparse");
                 }
+                _ if word.is_empty() && !self.rest().starts_with(['"', '=']) => {
+                    return Err(self.expected("a line of the graph, or `}`"));
+                }
                 _ => nodes.push(self.node(&mut graph, depth)?),
             }
         }

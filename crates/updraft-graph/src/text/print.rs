@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 /// The text of a graph. One whose nodes form a cycle is printed in storage order.
 pub fn print(graph: &Graph) -> String {
     let mut out = String::new();
-    print_graph(graph, None, 0, &mut out);
+    print_graph(&sorted(graph), None, 0, &mut out);
     out.push('\n');
     out
 }
@@ -31,19 +31,22 @@ pub fn print_model(model: &Model) -> String {
             out.push_str(&format!("<{}>", attributes.join(", ")));
         }
         out.push_str(" = ");
-        print_graph(&function.body, None, 0, &mut out);
+        print_graph(&sorted(&function.body), None, 0, &mut out);
         out.push_str("\n\n");
     }
     out.push_str(&print(&model.graph));
     out
 }
 
-/// `around` are the operator sets of the graph around this one, which need no repeating.
-fn print_graph(graph: &Graph, around: Option<&BTreeMap<String, u32>>, depth: usize, out: &mut String) {
+fn sorted(graph: &Graph) -> Graph {
     let mut sorted = graph.clone();
     // A cycle leaves the graph as it is, which can be printed too.
     let _ = sorted.sort();
-    let graph = &sorted;
+    sorted
+}
+
+/// `around` are the operator sets of the graph around this one, which need no repeating.
+fn print_graph(graph: &Graph, around: Option<&BTreeMap<String, u32>>, depth: usize, out: &mut String) {
     let indent = "  ".repeat(depth + 1);
     out.push_str("graph ");
     out.push_str(&show_name(&graph.name));
