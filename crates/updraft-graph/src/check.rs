@@ -240,12 +240,7 @@ impl Checker {
                 };
                 if let Some(first) = first {
                     let value = graph.value(*value).name.clone();
-                    self.problems.push(Problem::TwoSources {
-                        graph: place.to_owned(),
-                        value,
-                        first,
-                        second: label(),
-                    });
+                    self.problems.push(Problem::TwoSources { graph: place.to_owned(), value, first, second: label() });
                 }
             }
         }

@@ -132,11 +132,7 @@ fn node_digest(
     Ok(hasher.finish())
 }
 
-fn hash_attribute(
-    attribute: &Attribute,
-    outer: &dyn Fn(&str) -> Digest,
-    h: &mut Hasher,
-) -> Result<(), GraphError> {
+fn hash_attribute(attribute: &Attribute, outer: &dyn Fn(&str) -> Digest, h: &mut Hasher) -> Result<(), GraphError> {
     fn list<T>(items: &[T], h: &mut Hasher, mut hash: impl FnMut(&T, &mut Hasher)) {
         h.update(&(items.len() as u64).to_le_bytes());
         items.iter().for_each(|item| hash(item, h));

@@ -11,8 +11,8 @@
 use std::collections::BTreeMap;
 
 use crate::attribute::Attribute;
-use crate::graph::{Graph, GraphError, NodeId, OPSET, OPSET_MAX};
-use crate::infer::{InferError, infer, infer_node};
+use crate::graph::{Graph, GraphError, Node, NodeId, OPSET, OPSET_MAX};
+use crate::infer::{InferError, infer_node};
 use crate::model::Model;
 use crate::op::OpError;
 
@@ -73,7 +73,7 @@ pub fn upgrade(graph: &mut Graph) -> Result<UpgradeReport, UpgradeError> {
         _ => return Err(UpgradeError::Opset { graph: graph.name.clone(), found }),
     };
     // Some rules ask for element types and ranks.
-    infer(graph)?;
+    infer_types(graph)?;
     let to = if from <= OPSET || newer::means_the_same(graph) { OPSET } else { from };
     let mut report = UpgradeReport { from, to, rewritten: BTreeMap::new() };
     rewrite(graph, from, to, &mut report.rewritten)?;
@@ -94,13 +94,22 @@ fn is_onnx(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }
 
+/// Types and shapes as far as they can be known: in a function's body they may depend on attributes of the caller.
+fn infer_types(graph: &mut Graph) -> Result<(), UpgradeError> {
+    for id in graph.order()? {
+        if !has_references(graph.node(id)) {
+            infer_node(graph, id).map_err(|source| InferError::Node { node: graph.node(id).label(graph), source })?;
+        }
+    }
+    Ok(())
+}
+
+fn has_references(node: &Node) -> bool {
+    node.attributes.iter().any(|(_, attribute)| matches!(attribute, Attribute::Reference { .. }))
+}
+
 /// Applies the rules to a graph whose types are known.
-fn rewrite(
-    graph: &mut Graph,
-    from: u32,
-    to: u32,
-    rewritten: &mut BTreeMap<String, usize>,
-) -> Result<(), UpgradeError> {
+fn rewrite(graph: &mut Graph, from: u32, to: u32, rewritten: &mut BTreeMap<String, usize>) -> Result<(), UpgradeError> {
     graph.opsets.remove("ai.onnx");
     graph.opsets.insert(String::new(), to);
     let ids: Vec<NodeId> = graph.nodes().map(|(id, _)| id).collect();
@@ -114,7 +123,7 @@ fn rewrite(
                 _ => continue,
             };
             for subgraph in subgraphs {
-                infer(subgraph)?;
+                infer_types(subgraph)?;
                 rewrite(subgraph, from, to, rewritten)?;
             }
         }
@@ -143,8 +152,11 @@ fn rewrite(
         if node != before {
             *rewritten.entry(before.op).or_default() += 1;
         }
+        let is_settled = !has_references(&node);
         let id = graph.add_node(node)?;
-        infer_node(graph, id).map_err(refuse)?;
+        if is_settled {
+            infer_node(graph, id).map_err(refuse)?;
+        }
     }
     graph.sort()?;
     Ok(())

@@ -16,7 +16,9 @@ fn problems_of(graph: &Graph) -> Vec<String> {
 #[test]
 fn a_sound_graph_has_no_problems() {
     assert_eq!(
-        problems("graph g opset 21 {\ninput x: f32[N, 2]\nconst w = f32[2, 1] {1.0, 2.0}\nh = MatMul(x, w)\ny: f32[N, 1] = Relu(h)\noutput y\n}"),
+        problems(
+            "graph g opset 21 {\ninput x: f32[N, 2]\nconst w = f32[2, 1] {1.0, 2.0}\nh = MatMul(x, w)\ny: f32[N, 1] = Relu(h)\noutput y\n}"
+        ),
         [""; 0]
     );
 }
@@ -36,10 +38,7 @@ fn each_problem_is_named_with_its_place() {
             "graph g opset 21 {\ninput x: f32[2]\ny, z = Relu(x)\noutput y\n}",
             r#"graph "g": node Relu -> y: Relu makes 1 outputs, found 2"#,
         ),
-        (
-            "graph g opset 21 {\ninput x: f32[2]\ny = Add(x, _)\noutput y\n}",
-            "is missing",
-        ),
+        ("graph g opset 21 {\ninput x: f32[2]\ny = Add(x, _)\noutput y\n}", "is missing"),
         (
             "graph g opset 21 {\ninput x: f32[2, 3]\ny = MatMul(x, x)\noutput y\n}",
             r#"graph "g": node MatMul -> y: matrix product of [2, 3] and [2, 3]"#,
@@ -103,26 +102,20 @@ fn a_value_made_twice_is_found() {
     let mut graph = Graph::new("g");
     let x = graph.add_constant("x", Tensor::scalar(1f32));
     let y = graph.add_value("y", Default::default()).unwrap();
-    let relu = |output| Node {
-        op: "Relu".to_owned(),
-        inputs: vec![Some(x)],
-        outputs: vec![Some(output)],
-        ..Node::default()
-    };
+    let relu =
+        |output| Node { op: "Relu".to_owned(), inputs: vec![Some(x)], outputs: vec![Some(output)], ..Node::default() };
     graph.add_node(relu(y)).unwrap();
     assert!(graph.add_node(relu(y)).is_err());
     graph.add_node(relu(x)).unwrap();
     graph.push_output(y);
     let found = problems_of(&graph);
-    assert!(
-        found.iter().any(|f| f == r#"graph "g": "x" is an initializer and also made by Relu -> x"#),
-        "{found:#?}"
-    );
+    assert!(found.iter().any(|f| f == r#"graph "g": "x" is an initializer and also made by Relu -> x"#), "{found:#?}");
 }
 
 #[test]
 fn functions_of_a_model_are_operators_of_it() {
-    let graph = parse("graph g opset 21, com.example 1 {\ninput x: f32[2]\ny = com.example::Twice(x)\noutput y\n}").unwrap();
+    let graph =
+        parse("graph g opset 21, com.example 1 {\ninput x: f32[2]\ny = com.example::Twice(x)\noutput y\n}").unwrap();
     let body = parse("graph Twice opset 21 {\ninput a\nb = Add(a, a)\noutput b\n}").unwrap();
     let mut model = Model::new(graph);
     assert!(check_model(&model).is_err());

@@ -43,8 +43,7 @@ fn disguise(graph: &Graph, draw: &mut Draw, outer: &dyn Fn(&str) -> String) -> G
     for id in nodes {
         let node = graph.node(id);
         let sight = |name: &str| graph.find(name).map_or_else(|| outer(name), new_name);
-        let pairs: Vec<(String, Attribute)> =
-            node.attributes.iter().map(|(n, a)| (n.to_owned(), a.clone())).collect();
+        let pairs: Vec<(String, Attribute)> = node.attributes.iter().map(|(n, a)| (n.to_owned(), a.clone())).collect();
         let attributes = pairs.into_iter().map(|(name, value)| match value {
             Attribute::Graph(inner) => (name, Attribute::Graph(Box::new(disguise(&inner, draw, &sight)))),
             Attribute::Graphs(inner) => {
@@ -133,9 +132,8 @@ fn with_one_bit_flipped(tensor: &Tensor) -> Option<Tensor> {
 
 #[test]
 fn graphs_that_differ_in_wiring_only_have_other_fingerprints() {
-    let text = |body: &str| {
-        format!("graph g opset 21 {{\ninput a: f32[2]\ninput b: f32[2]\n{body}\noutput y\noutput z\n}}")
-    };
+    let text =
+        |body: &str| format!("graph g opset 21 {{\ninput a: f32[2]\ninput b: f32[2]\n{body}\noutput y\noutput z\n}}");
     let bodies = [
         "y = Sub(a, b)\nz = Neg(y)",
         "y = Sub(b, a)\nz = Neg(y)",

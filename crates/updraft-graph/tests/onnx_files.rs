@@ -6,8 +6,8 @@ use std::path::PathBuf;
 mod support;
 
 use support::Draw;
-use updraft_graph::{Graph, GraphError, Model};
 use updraft_graph::onnx::{ReadOptions, WriteOptions, read, write};
+use updraft_graph::{Graph, GraphError, Model};
 
 fn files() -> Vec<(String, Vec<u8>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");

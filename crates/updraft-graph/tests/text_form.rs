@@ -46,7 +46,8 @@ fn any_graph_reads_back_as_it_was_printed() {
         let graph = Draw::new(seed).graph(2, None);
         let text = print(&graph);
         let tensors = tensors_of(&graph);
-        let again = parse_with(&text, &|key| tensors.get(key).cloned()).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{text}"));
+        let again =
+            parse_with(&text, &|key| tensors.get(key).cloned()).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{text}"));
         assert_eq!(print(&again), text, "seed {seed}");
         assert!(again == told(graph), "seed {seed}: another graph reads back from\n{text}");
     }
@@ -114,7 +115,12 @@ fn broken_text_is_refused_with_the_place_and_what_was_expected() {
         ("graph g {\n  const w = f32[4611686018427387904, 4] {}\n}", 2, 13, "a shape that fits in memory"),
         ("graph g {\n  const w = f32[99999999999999999999] {}\n}", 2, 17, "a size"),
         ("graph g {\n  y = Relu<a = [1, 2.0]>()\n}", 2, 16, "a list of one kind that is not empty"),
-        ("graph g {\n  y = Relu<a = 99999999999999999999>()\n}", 2, 16, "a number, string, list, tensor, type or graph"),
+        (
+            "graph g {\n  y = Relu<a = 99999999999999999999>()\n}",
+            2,
+            16,
+            "a number, string, list, tensor, type or graph",
+        ),
         ("graph g {\n  y = Relu()\n  output z\n}", 3, 10, "the name of a value; no line of the graph makes \"z\""),
         ("graph g {\n}\nmore", 3, 1, "the end of the text"),
         ("graph ü {}", 1, 7, "the graph's name"),

@@ -154,7 +154,8 @@ impl Reader<'_> {
         let named = |name: String| ValueInfoProto { name: Some(name), ..ValueInfoProto::default() };
         let mut infos: HashMap<Option<String>, ValueInfoProto> =
             proto.value_info.iter().map(|info| (info.name.clone(), info.clone())).collect();
-        let input = proto.input.into_iter().map(|name| infos.remove(&Some(name.clone())).unwrap_or(named(name))).collect();
+        let input =
+            proto.input.into_iter().map(|name| infos.remove(&Some(name.clone())).unwrap_or(named(name))).collect();
         let body = GraphProto {
             name: proto.name,
             doc_string: proto.doc_string,

@@ -44,11 +44,7 @@ pub fn parse_with(text: &str, tensors: &dyn Fn(&str) -> Option<Tensor>) -> Resul
     parsed.map_err(|Expected { position, expected }| {
         let before = &text[..position];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        TextError {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            expected,
-        }
+        TextError { line: before.matches('\n').count() + 1, column: before[line_start..].chars().count() + 1, expected }
     })
 }
 
@@ -260,10 +256,9 @@ impl<'a> Parser<'a> {
         self.skip_blanks();
         let position = self.position;
         let name = self.name("the name of a value")?;
-        graph.add_value(&name, ValueType::Unknown).map_err(|e| Expected {
-            position,
-            expected: format!("a new name: {e}"),
-        })
+        graph
+            .add_value(&name, ValueType::Unknown)
+            .map_err(|e| Expected { position, expected: format!("a new name: {e}") })
     }
 
     fn typed_value(&mut self, graph: &mut Graph, depth: usize) -> Result<ValueId, Expected> {
@@ -332,9 +327,8 @@ impl<'a> Parser<'a> {
         if DType::from_name(word).is_some() {
             return Ok(Attribute::Tensor(self.tensor()?));
         }
-        let kinds = [
-            "type", "ref", "sparse", "ints", "floats", "strings", "tensors", "sparse_tensors", "graphs", "types",
-        ];
+        let kinds =
+            ["type", "ref", "sparse", "ints", "floats", "strings", "tensors", "sparse_tensors", "graphs", "types"];
         if !kinds.contains(&word) {
             return self.plain_attribute();
         }
@@ -467,14 +461,16 @@ impl<'a> Parser<'a> {
         if self.take("#") {
             let key = self.peek_word();
             let found = (self.tensors)(key).filter(|t| t.dtype() == dtype && t.shape() == shape);
-            let tensor = found.ok_or_else(|| self.expected("the key of a tensor of this type and shape that is known"))?;
+            let tensor =
+                found.ok_or_else(|| self.expected("the key of a tensor of this type and shape that is known"))?;
             self.position += key.len();
             return Ok(tensor);
         }
         let refuse = |expected: String| Expected { position: start, expected };
         if dtype == DType::String {
             let strings = self.list("{", "}", Self::byte_string)?;
-            return Tensor::from_strings(&shape, strings).map_err(|e| refuse(format!("as many elements as the shape asks for: {e}")));
+            return Tensor::from_strings(&shape, strings)
+                .map_err(|e| refuse(format!("as many elements as the shape asks for: {e}")));
         }
         let part = part_of(dtype);
         let mut bytes = Vec::new();
@@ -491,7 +487,9 @@ impl<'a> Parser<'a> {
         })?;
         let found = bytes.len() / dtype.size_in_memory();
         match element_count(&shape) {
-            Some(count) if count == found => Tensor::from_bytes(dtype, &shape, &bytes).map_err(|e| refuse(e.to_string())),
+            Some(count) if count == found => {
+                Tensor::from_bytes(dtype, &shape, &bytes).map_err(|e| refuse(e.to_string()))
+            }
             Some(count) => Err(refuse(format!("{count} elements for shape {shape:?}, found {found}"))),
             None => Err(refuse("a shape that fits in memory".to_owned())),
         }

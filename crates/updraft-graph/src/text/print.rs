@@ -23,9 +23,12 @@ pub fn print_model(model: &Model) -> String {
     let mut out = String::new();
     for function in &model.functions {
         let mut attributes: Vec<String> = function.required_attributes.iter().map(|name| show_name(name)).collect();
-        attributes.extend(function.default_attributes.iter().map(|(name, value)| {
-            format!("{} = {}", show_name(name), show_attribute(value, None, 0))
-        }));
+        attributes.extend(
+            function
+                .default_attributes
+                .iter()
+                .map(|(name, value)| format!("{} = {}", show_name(name), show_attribute(value, None, 0))),
+        );
         out.push_str(&format!("function {}", show_operator(&function.domain, &function.body.name, &function.overload)));
         if !attributes.is_empty() {
             out.push_str(&format!("<{}>", attributes.join(", ")));

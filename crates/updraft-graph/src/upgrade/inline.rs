@@ -74,7 +74,8 @@ pub fn inline_functions(model: &mut Model) -> Result<usize, InlineError> {
     for function in &functions {
         join_opsets(&mut opsets, function)?;
     }
-    let by_key = functions.iter().map(|f| ((f.domain.as_str(), f.body.name.as_str(), f.overload.as_str()), f)).collect();
+    let by_key =
+        functions.iter().map(|f| ((f.domain.as_str(), f.body.name.as_str(), f.overload.as_str()), f)).collect();
     let mut inliner = Inliner { functions: by_key, nodes_left: NODES_MAX, calls: 0, serial: 0 };
     inliner.graph(&mut model.graph, 0)?;
     set_opsets(&mut model.graph, &opsets);
@@ -206,8 +207,9 @@ impl Inliner<'_> {
             let mut names = HashMap::new();
             for value in captured {
                 let name = &body.value(value).name;
-                let to = ids[value.index()]
-                    .ok_or_else(|| refuse(format!("input {name:?} is left out, but a subgraph of the function reads it")))?;
+                let to = ids[value.index()].ok_or_else(|| {
+                    refuse(format!("input {name:?} is left out, but a subgraph of the function reads it"))
+                })?;
                 names.insert(name.clone(), graph.value(to).name.clone());
             }
             resolve(&mut node.attributes, call, function);

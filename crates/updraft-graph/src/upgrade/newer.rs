@@ -52,15 +52,22 @@ fn is_old_type(node: &Node, dtype: DType) -> bool {
         "Celu" => dtype == DType::F32,
         "Range" => dtype != DType::F16 && dtype != DType::BF16,
         "Mod" => !dtype.is_float() || node.attributes.flag("fmod", false).unwrap_or(false),
-        _ => dtype.bits().is_none_or(|bits| bits > 8) && dtype != DType::BF16 || matches!(dtype, DType::U8 | DType::I8 | DType::Bool),
+        _ => {
+            dtype.bits().is_none_or(|bits| bits > 8) && dtype != DType::BF16
+                || matches!(dtype, DType::U8 | DType::I8 | DType::Bool)
+        }
     }
 }
 
 /// Takes away attributes that opset 21 does not have; they have their defaults.
 pub(super) fn drop_new_defaults(graph: &mut Graph, id: NodeId) {
     let node = graph.node(id);
-    let new: Vec<String> =
-        node.attributes.iter().filter(|(name, _)| new_default(&node.op, name).is_some()).map(|(n, _)| n.to_owned()).collect();
+    let new: Vec<String> = node
+        .attributes
+        .iter()
+        .filter(|(name, _)| new_default(&node.op, name).is_some())
+        .map(|(n, _)| n.to_owned())
+        .collect();
     let attributes = graph.attributes_mut(id);
     for name in new {
         attributes.remove(&name);

@@ -184,7 +184,10 @@ fn slice_to_inputs(graph: &mut Graph, node: &mut Node) -> Result<(), OpError> {
             return Err(OpError::attribute(name, "is missing"));
         }
     }
-    ["starts", "ends", "axes"].into_iter().zip(1..).try_for_each(|(name, index)| ints_to_input(graph, node, name, index))
+    ["starts", "ends", "axes"]
+        .into_iter()
+        .zip(1..)
+        .try_for_each(|(name, index)| ints_to_input(graph, node, name, index))
 }
 
 fn k_to_input(graph: &mut Graph, node: &mut Node) -> Result<(), OpError> {
@@ -246,7 +249,8 @@ fn flatten_around(graph: &mut Graph, node: &mut Node) -> Result<(), OpError> {
     let rows = graph.op("Flatten", &[x], [("axis", axis.into())])?;
     let shape = graph.op("Shape", &[x], [])?;
     let output = node.outputs.first().copied().flatten();
-    let made = graph.fresh_value(&format!("{name}_rows"), ValueType::Tensor(crate::graph::TensorType { dtype, shape: None }));
+    let made =
+        graph.fresh_value(&format!("{name}_rows"), ValueType::Tensor(crate::graph::TensorType { dtype, shape: None }));
     node.inputs[0] = Some(rows);
     node.outputs = vec![Some(made)];
     node.attributes.set("axis", -1i64);
@@ -293,7 +297,9 @@ fn rename_modes(_: &mut Graph, node: &mut Node) -> Result<(), OpError> {
         "bilinear" => "linear",
         "bicubic" => "cubic",
         "nearest" => "nearest",
-        other => return Err(OpError::attribute("mode", format!("is {other:?}, expected bilinear, bicubic or nearest"))),
+        other => {
+            return Err(OpError::attribute("mode", format!("is {other:?}, expected bilinear, bicubic or nearest")));
+        }
     };
     node.attributes.set("mode", mode);
     Ok(())
@@ -303,12 +309,15 @@ fn rename_modes(_: &mut Graph, node: &mut Node) -> Result<(), OpError> {
 fn affine_by_channel(graph: &mut Graph, node: &mut Node) -> Result<(), OpError> {
     let x = data(node)?;
     let channels = graph.shape(x).and_then(|s| s.get(1)).and_then(Dim::known);
-    let channels = channels.ok_or_else(|| {
-        OpError::shape(format!("the number of channels of {:?} must be known", graph.value(x).name))
-    })? as i64;
+    let channels = channels
+        .ok_or_else(|| OpError::shape(format!("the number of channels of {:?} must be known", graph.value(x).name)))?
+        as i64;
     let groups = node.attributes.int("num_groups", 0)?;
     if groups < 1 || channels % groups != 0 {
-        return Err(OpError::attribute("num_groups", format!("is {groups}, which does not divide {channels} channels")));
+        return Err(OpError::attribute(
+            "num_groups",
+            format!("is {groups}, which does not divide {channels} channels"),
+        ));
     }
     for index in 1..=2 {
         let by_group = node.inputs.get(index).copied().flatten();

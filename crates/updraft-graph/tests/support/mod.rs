@@ -5,7 +5,9 @@
 use updraft_base::random::Key;
 use updraft_graph::attribute::SparseTensor;
 use updraft_graph::graph::{Denotation, QuantizationAnnotation, TensorType};
-use updraft_graph::{Attribute, Attributes, DType, Dim, Function, Graph, Model, Node, Tensor, TrainingInfo, ValueId, ValueType};
+use updraft_graph::{
+    Attribute, Attributes, DType, Dim, Function, Graph, Model, Node, Tensor, TrainingInfo, ValueId, ValueType,
+};
 
 /// Draws numbers one after another.
 pub struct Draw {
