@@ -112,15 +112,18 @@ fn undecodable(error: image::ImageError) -> String {
     }
 }
 
+/// Typed views: the untyped call compiles the resizing of every pixel type there is, which takes minutes.
 fn resize_as<P: fir::PixelTrait>(picture: &Picture, height: usize, width: usize) -> Result<Vec<u8>, String> {
     let side = |n: usize| u32::try_from(n).map_err(|_| format!("a side of {n} pixels is too long"));
-    let source = images::ImageRef::new(side(picture.width)?, side(picture.height)?, &picture.pixels, P::pixel_type())
+    let source = images::TypedImageRef::<P>::from_buffer(side(picture.width)?, side(picture.height)?, &picture.pixels)
         .map_err(|e| e.to_string())?;
-    let mut target = images::Image::new(side(width)?, side(height)?, P::pixel_type());
+    let mut pixels = vec![0; P::count_of_components() * width * height];
+    let mut target =
+        images::TypedImage::<P>::from_buffer(side(width)?, side(height)?, &mut pixels).map_err(|e| e.to_string())?;
     let options =
         fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear)).use_alpha(false);
-    fir::Resizer::new().resize(&source, &mut target, &options).map_err(|e| e.to_string())?;
-    Ok(target.into_vec())
+    fir::Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| e.to_string())?;
+    Ok(pixels)
 }
 
 /// ITU-R 601 luma in Pillow's 16-bit fixed point.
