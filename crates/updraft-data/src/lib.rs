@@ -4,6 +4,30 @@
 //! that sits in a recipe ([`DatasetConfig`]). A [`Loader`] deals its samples into batches. Which samples make batch `t`,
 //! and how they are cropped and flipped, is a function of seed, epoch and position alone ([`Order`]); threads, memory and
 //! interruptions change who does the work and when, never the result.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use updraft_data::{Dataset, DatasetConfig, Loader, LoaderOptions, Shuffle};
+//!
+//! # let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/shakespeare");
+//! let config: DatasetConfig = toml::from_str(
+//!     r#"
+//!     path = "data/tinyshakespeare.txt"
+//!     format = { text = { context = 64, span = [0.0, 0.9] } }
+//!     "#,
+//! )?;
+//! let dataset = Arc::new(Dataset::open(&config, &dir)?);
+//! let options = LoaderOptions { batch_size: 12, seed: 1, shuffle: Shuffle::Global, ..LoaderOptions::default() };
+//! let loader = Loader::new(dataset, options)?;
+//! for batch in loader.batches(0..3)? {
+//!     let batch = batch?;
+//!     assert_eq!(batch.tensors[0].0, "inputs");
+//!     assert_eq!(batch.tensors[0].1.shape(), [12, 64]);
+//! }
+//! let checkpointed = loader.token(3);
+//! assert_eq!(loader.resume(&checkpointed)?, 3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod config;
 

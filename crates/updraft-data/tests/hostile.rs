@@ -82,8 +82,8 @@ fn damaged_parquet_is_an_error_or_a_result() {
 #[test]
 fn damaged_arrays_are_an_error_or_a_result() {
     let npz = |path: &Path| read_npz(path, 1_000_000).map(|_| ());
-    check("compressed.npz", npz, everywhere(fixture("compressed.npz")));
-    check("arrays.npz", npz, everywhere(fixture("arrays.npz")));
+    check("compressed.npz", npz, everywhere(fixture("compressed.npz")).step_by(3));
+    check("arrays.npz", npz, everywhere(fixture("arrays.npz")).step_by(17));
     let npy = |path: &Path| read_npy(path, 1_000_000).map(|_| ());
     check("fortran.npy", npy, everywhere(fixture("fortran.npy")));
 }
