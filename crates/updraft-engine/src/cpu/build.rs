@@ -5,7 +5,7 @@ use updraft_graph::{Attributes, DType, OpError, Tensor, UPDRAFT_DOMAIN};
 
 use crate::cpu::kernel::{Kernel, TileKernel};
 use crate::cpu::layout::Layout;
-use crate::cpu::{copy, gather, loss, reduce, rows, update};
+use crate::cpu::{batch_norm, conv, copy, gather, loss, pool, reduce, rows, update};
 
 /// One operand of a node being built.
 #[derive(Debug, Clone)]
@@ -144,10 +144,15 @@ pub(crate) type Builder = fn(&mut Build) -> Result<Option<Built>, OpError>;
 
 /// Domain, operator, builder.
 const TABLE: &[(&str, &str, Builder)] = &[
+    ("", "AveragePool", pool::average_pool),
+    ("", "BatchNormalization", batch_norm::inference),
     ("", "Concat", copy::concat),
+    ("", "Conv", conv::build::conv),
     ("", "Gather", gather::gather),
+    ("", "GlobalAveragePool", pool::global_average),
     ("", "LayerNormalization", rows::layer_norm),
     ("", "LogSoftmax", rows::softmax),
+    ("", "MaxPool", pool::max),
     ("", "ReduceMax", reduce::reduce),
     ("", "ReduceMean", reduce::reduce),
     ("", "ReduceMin", reduce::reduce),
@@ -155,12 +160,18 @@ const TABLE: &[(&str, &str, Builder)] = &[
     ("", "RMSNormalization", rows::layer_norm),
     ("", "Softmax", rows::softmax),
     (UPDRAFT_DOMAIN, "AdamUpdate", update::update),
+    (UPDRAFT_DOMAIN, "AveragePoolGradient", pool::average_gradient),
+    (UPDRAFT_DOMAIN, "BatchNormalizationGradient", batch_norm::gradient),
+    (UPDRAFT_DOMAIN, "BatchNormalizationTraining", batch_norm::training),
+    (UPDRAFT_DOMAIN, "ConvInputGradient", conv::build::conv_input_gradient),
+    (UPDRAFT_DOMAIN, "ConvWeightGradient", conv::build::conv_weight_gradient),
     (UPDRAFT_DOMAIN, "CrossEntropyLoss", loss::loss),
     (UPDRAFT_DOMAIN, "CrossEntropyLossGradient", loss::loss_gradient),
     (UPDRAFT_DOMAIN, "GatherGradient", gather::gather_gradient),
     (UPDRAFT_DOMAIN, "GlobalNorm", update::global_norm),
     (UPDRAFT_DOMAIN, "LayerNormalizationGradient", rows::layer_norm_grad),
     (UPDRAFT_DOMAIN, "LogSoftmaxGradient", rows::softmax),
+    (UPDRAFT_DOMAIN, "MaxPoolGradient", pool::max_gradient),
     (UPDRAFT_DOMAIN, "SgdUpdate", update::update),
     (UPDRAFT_DOMAIN, "SoftmaxGradient", rows::softmax),
 ];

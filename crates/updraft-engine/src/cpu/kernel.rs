@@ -150,6 +150,22 @@ impl Pool {
         }
     }
 
+    /// As [`for_each`](Pool::for_each), with an equal part of `scratch` for each worker, holding whatever was left in it.
+    pub(crate) fn for_each_with_scratch<T: Send>(
+        &self,
+        count: usize,
+        scratch: &mut [T],
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let part = scratch.len() / self.threads;
+        let shared = Shared::new(scratch);
+        self.for_each(count, |index| {
+            let start = self.worker() * part;
+            // SAFETY: each worker has a part of its own and runs one index at a time, as `work` waits for no others.
+            work(index, unsafe { shared.range(start..start + part) });
+        });
+    }
+
     /// Number of the worker that runs this code, below `threads`.
     pub(crate) fn worker(&self) -> usize {
         if self.threads == 1 { 0 } else { rayon::current_thread_index().unwrap_or(0) }
@@ -172,6 +188,11 @@ impl<'a, T> Shared<'a, T> {
     /// Shares a slice that nobody else can reach meanwhile.
     pub(crate) fn new(slice: &'a mut [T]) -> Shared<'a, T> {
         Shared { ptr: slice.as_mut_ptr(), len: slice.len(), _life: std::marker::PhantomData }
+    }
+
+    /// Whether there is nothing to write: an output that is not wanted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// A part for writing.

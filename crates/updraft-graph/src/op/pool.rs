@@ -206,23 +206,9 @@ impl Pool {
         Ok(best)
     }
 
-    /// How many elements each window of one channel averages over: those of the input or, where padding counts, those
-    /// of the padded input.
+    /// [`Window::averaged_counts`] of one channel.
     fn counts(&self, include_padding: bool) -> Result<Vec<f64>, OpError> {
-        let w = &self.window;
-        let mut counts = vec![1.0];
-        for axis in 0..w.rank() {
-            let padded = w.pads_begin[axis] + w.input[axis] + w.pads_end[axis];
-            let along = (0..w.output[axis]).map(|o| {
-                let taps = (0..w.kernel[axis]).filter(|t| match include_padding {
-                    true => o * w.strides[axis] + t * w.dilations[axis] < padded,
-                    false => w.input_at(axis, o, *t).is_some(),
-                });
-                taps.count() as f64
-            });
-            let along: Vec<f64> = along.collect();
-            counts = counts.iter().flat_map(|c| along.iter().map(move |n| c * n)).collect();
-        }
+        let counts = self.window.averaged_counts(include_padding);
         if counts.contains(&0.0) {
             return Err(OpError::shape("a window holds only padding, which has no average"));
         }

@@ -307,6 +307,25 @@ impl Window {
         self.kernel.iter().product()
     }
 
+    /// For each window how many elements an average counts: those of the input or, where padding counts, those of the
+    /// padded input.
+    pub fn averaged_counts(&self, include_padding: bool) -> Vec<f64> {
+        let mut counts = vec![1.0];
+        for axis in 0..self.rank() {
+            let padded = self.pads_begin[axis] + self.input[axis] + self.pads_end[axis];
+            let along = (0..self.output[axis]).map(|o| {
+                let taps = (0..self.kernel[axis]).filter(|t| match include_padding {
+                    true => o * self.strides[axis] + t * self.dilations[axis] < padded,
+                    false => self.input_at(axis, o, *t).is_some(),
+                });
+                taps.count() as f64
+            });
+            let along: Vec<f64> = along.collect();
+            counts = counts.iter().flat_map(|c| along.iter().map(move |n| c * n)).collect();
+        }
+        counts
+    }
+
     /// The element along an axis that a tap of a window reads; `None` in the padding.
     pub fn input_at(&self, axis: usize, output: usize, tap: usize) -> Option<usize> {
         let at = (output * self.strides[axis] + tap * self.dilations[axis]).checked_sub(self.pads_begin[axis])?;
