@@ -81,11 +81,14 @@ impl Kernel for Training {
                     to[0] = value as f32;
                 }
             }
-            let factor = (inv_std * f64::from(scale[channel])) as f32;
+            let factor = inv_std * f64::from(scale[channel]);
+            // What the mean loses as f32 goes into the bias.
+            let rounded = mean as f32;
+            let bias = (f64::from(bias[channel]) - (mean - f64::from(rounded)) * factor) as f32;
             for start in planes.starts(channel) {
                 // SAFETY: a tile writes the planes of its own channel, one after the other.
                 let y = unsafe { y.range(start..start + planes.len) };
-                normalize(&x[start..start + planes.len], mean as f32, factor, bias[channel], y);
+                normalize(&x[start..start + planes.len], rounded, factor as f32, bias, y);
             }
         });
         Ok(())
