@@ -12,14 +12,14 @@ use std::process::Command;
 use clap::Args;
 use updraft_graph::eval::{EvalError, evaluate};
 use updraft_graph::onnx::{OnnxError, ReadOptions, WriteOptions, read, write};
-use updraft_graph::{DType, Dim, Graph, Model, Tensor, ValueType};
+use updraft_graph::{Attribute, DType, Dim, Graph, Model, Tensor, ValueType};
 
 use crate::{Failure, python};
 
 /// Options of `conformance`.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Rewrite the list of unsupported cases.
+    /// Rewrite the lists of unsupported cases and of operators in passing ones.
     #[arg(long)]
     bless: bool,
     /// Run only cases whose name contains this, and do not compare the list.
@@ -96,10 +96,19 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
         std::fs::create_dir_all(root.join("xtask/conformance"))?;
         std::fs::write(&list, found.listing())?;
     }
+    let passed = root.join("xtask/conformance/passed.txt");
+    if arguments.bless {
+        std::fs::write(&passed, found.passed_listing())?;
+    }
     let mut failures = found.wrong.len();
     if arguments.only.is_none() {
         let expected = std::fs::read_to_string(&list).map_err(|e| format!("{}: {e}", list.display()))?;
         failures += compare_lists(&expected, &found.listing());
+        if std::fs::read_to_string(&passed).map_err(|e| format!("{}: {e}", passed.display()))? != found.passed_listing()
+        {
+            println!("{} is not what passes now (--bless rewrites it)", passed.display());
+            failures += 1;
+        }
         for (runner, _) in RUNNERS {
             let passed = found.count(runner, 0);
             if passed < PASSED_MIN {
@@ -136,6 +145,8 @@ struct Findings {
     wrong: Vec<String>,
     /// Runner, case and reason.
     unsupported: BTreeSet<(&'static str, String, String)>,
+    /// Cases that pass in the reference evaluator, by operator that occurs in them.
+    exercised: BTreeMap<String, usize>,
 }
 
 impl Findings {
@@ -152,6 +163,11 @@ impl Findings {
                 self.unsupported.insert((runner, case.name.clone(), why));
             }
         }
+    }
+
+    /// The list that tests read: operator, number of passing cases in which it occurs.
+    fn passed_listing(&self) -> String {
+        self.exercised.iter().map(|(operator, count)| format!("{operator} {count}\n")).collect()
     }
 
     fn count(&self, runner: &str, outcome: usize) -> usize {
@@ -231,6 +247,11 @@ fn check(folder: &Path, case: &Case, found: &mut Findings) -> Result<(), Failure
                     found.add("inference", &operator, case, Outcome::Wrong(problem));
                 }
             }
+            let mut operators = BTreeSet::new();
+            collect_operators(&model.graph, &mut operators);
+            for operator in operators {
+                *found.exercised.entry(operator).or_default() += 1;
+            }
         }
         found.add(runner, &operator, case, outcome);
     }
@@ -245,6 +266,18 @@ fn operator_of(case: &Case, model: &Model) -> String {
         (Some(only), None) => only,
         _ if case.name.contains("_expanded") => "(expanded)".to_owned(),
         _ => "(several)".to_owned(),
+    }
+}
+
+/// The operators of a graph and of the graphs in its attributes.
+fn collect_operators(graph: &Graph, out: &mut BTreeSet<String>) {
+    for (_, node) in graph.nodes() {
+        out.insert(node.op.clone());
+        for (_, attribute) in node.attributes.iter() {
+            if let Attribute::Graph(inner) = attribute {
+                collect_operators(inner, out);
+            }
+        }
     }
 }
 

@@ -16,9 +16,6 @@ type Grads = Result<Vec<Option<ValueId>>, OpError>;
 
 const ANY: Arity = Arity::range(1, usize::MAX);
 
-/// The reason of operators that are constant on whole intervals.
-pub(super) const FLAT: &str = "constant almost everywhere: no gradient flows through it";
-
 /// The family.
 pub(super) const OPS: &[Op] = &[
     binary("Add", &[7, 13, 14], eval_add).infer(infer_add).gradient(add_gradient),
@@ -33,14 +30,14 @@ pub(super) const OPS: &[Op] = &[
     variadic("Mean", &[6, 8, 13], eval_mean).gradient(mean_gradient),
     unary("Neg", &[6, 13], |cx| map_each(cx, |x| -x, i128::wrapping_neg)).gradient(neg_gradient),
     unary("Abs", &[6, 13], |cx| map_each(cx, f64::abs, |x| x.wrapping_abs())).gradient(abs_gradient),
-    unary("Sign", &[9, 13], |cx| map_each(cx, sign, i128::signum)).no_gradient(FLAT),
+    unary("Sign", &[9, 13], |cx| map_each(cx, sign, i128::signum)).gradient(flat_gradient),
     unary("Reciprocal", &[6, 13], |cx| map_floats(cx, f64::recip)).gradient(reciprocal_gradient),
     unary("Sqrt", &[6, 13], |cx| map_floats(cx, f64::sqrt)).gradient(sqrt_gradient),
     unary("Exp", &[6, 13], |cx| map_floats(cx, libm::exp)).gradient(exp_gradient),
     unary("Log", &[6, 13], |cx| map_floats(cx, libm::log)).gradient(log_gradient),
-    unary("Floor", &[6, 13], |cx| map_floats(cx, f64::floor)).no_gradient(FLAT),
-    unary("Ceil", &[6, 13], |cx| map_floats(cx, f64::ceil)).no_gradient(FLAT),
-    unary("Round", &[11, 22], |cx| map_floats(cx, f64::round_ties_even)).no_gradient(FLAT),
+    unary("Floor", &[6, 13], |cx| map_floats(cx, f64::floor)).gradient(flat_gradient),
+    unary("Ceil", &[6, 13], |cx| map_floats(cx, f64::ceil)).gradient(flat_gradient),
+    unary("Round", &[11, 22], |cx| map_floats(cx, f64::round_ties_even)).gradient(flat_gradient),
     unary("Clip", &[6, 11, 12, 13], eval_clip)
         .arity(Arity::range(1, 3))
         .infer(infer_like_first)
@@ -488,6 +485,11 @@ fn mean_gradient(cx: &mut Gradient) -> Grads {
     cx.each_input(|cx, _, x| cx.sum_to(share, x))
 }
 
+/// Constant but for single points, where there is no slope: no gradient flows back.
+fn flat_gradient(cx: &mut Gradient) -> Grads {
+    Ok(vec![None; cx.node.inputs.len()])
+}
+
 fn neg_gradient(cx: &mut Gradient) -> Grads {
     let dy = cx.grad()?;
     Ok(vec![Some(cx.op("Neg", &[dy])?)])
@@ -532,5 +534,5 @@ fn clip_gradient(cx: &mut Gradient) -> Grads {
         let inside = cx.op(inside, &[x, bound])?;
         dx = cx.op("Where", &[inside, dx, zero])?;
     }
-    Ok(vec![Some(dx)])
+    Ok(std::iter::once(Some(dx)).chain(vec![None; cx.node.inputs.len() - 1]).collect())
 }

@@ -37,9 +37,6 @@ pub(super) const OPS: &[Op] = &[
     scatter("Scatter", &[9, 11], eval_scatter_elements).gradient(scatter_elements_gradient),
     scatter("ScatterElements", &[11, 13, 16, 18], eval_scatter_elements).gradient(scatter_elements_gradient),
     scatter("ScatterND", &[11, 13, 16, 18], eval_scatter_nd).gradient(scatter_nd_gradient),
-    scatter("TensorScatter", &[24], eval_tensor_scatter)
-        .arity(Arity::range(2, 3))
-        .no_gradient("it updates a cache of keys and values, which training does not use"),
 ];
 
 const fn scatter(name: &'static str, versions: &'static [u32], eval: fn(&Eval) -> Evaluated) -> Op {
@@ -342,38 +339,4 @@ fn eval_scatter_nd(cx: &Eval) -> Evaluated {
     let (starts, run) = runs(data.shape(), indices, 0)?;
     let targets: Vec<usize> = starts.into_iter().flat_map(|s| s..s + run).collect();
     Ok(vec![put(data, updates, &targets, reduction(cx)?)?])
-}
-
-/// Inputs: cache, update, first index of each sample's update along the axis; in mode `circular` indices wrap.
-fn eval_tensor_scatter(cx: &Eval) -> Evaluated {
-    let (cache, update) = (cx.input(0)?, cx.input(1)?);
-    let axis = resolve_axis(cx.attributes().int("axis", -2)?, cache.rank())?;
-    let circular = match cx.attributes().string("mode", "linear")? {
-        "linear" => false,
-        "circular" => true,
-        other => return Err(OpError::attribute("mode", format!("must be linear or circular, found {other:?}"))),
-    };
-    let mut whole = update.shape().to_vec();
-    let fits = update.rank() == cache.rank() && axis > 0 && {
-        whole[axis] = cache.shape()[axis];
-        whole == cache.shape()
-    };
-    if !fits {
-        return Err(OpError::shape(format!("update {:?} for cache {:?}", update.shape(), cache.shape())));
-    }
-    let starts = match cx.optional(2) {
-        Some(t) => t.to_i64()?,
-        None => vec![0; cache.shape()[0]],
-    };
-    if starts.len() != cache.shape()[0] {
-        return Err(OpError::shape(format!("{} write indices for {} samples", starts.len(), cache.shape()[0])));
-    }
-    let mut targets = Vec::with_capacity(update.len());
-    for mut index in coordinates(update.shape()) {
-        let size = cache.shape()[axis];
-        let at = starts[index[0]].saturating_add(index[axis] as i64);
-        index[axis] = resolve_index(if circular { at.rem_euclid(size.max(1) as i64) } else { at }, size)?;
-        targets.push(ravel(&index, cache.shape()));
-    }
-    Ok(vec![put(cache, update, &targets, "none")?])
 }

@@ -132,8 +132,8 @@ fn check_zero_point(cx: &Infer) -> Result<(), OpError> {
     match (cx.shape(1), cx.shape(2)) {
         // A single number may be a scalar beside a vector of one entry.
         (Some(scale), Some(zero))
-            if Dim::product(scale) != Dim::product(zero)
-                && (scale.len() != zero.len() || scale.iter().zip(zero).any(|(a, b)| a.differs(b))) =>
+            if Dim::product(scale).differs(&Dim::product(zero))
+                || (scale.len() == zero.len() && scale.iter().zip(zero).any(|(a, b)| a.differs(b))) =>
         {
             Err(OpError::shape(format!("a scale {} with a zero point {}", show_shape(scale), show_shape(zero))))
         }

@@ -222,3 +222,101 @@ pub fn fill_dropout_mask(seed: i64, stream: i64, step: i64, ratio: f32, mask: &m
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::evaluate;
+    use crate::graph::{Graph, UPDRAFT_DOMAIN};
+    use crate::{Attributes, ValueId};
+
+    const N: usize = 1 << 14;
+
+    fn run(op: &str, domain: &str, attributes: Attributes, inputs: &[Tensor]) -> Result<Tensor, String> {
+        let mut graph = Graph::new("draw");
+        let inputs: Vec<Option<ValueId>> = inputs.iter().map(|t| Some(graph.add_constant("c", t.clone()))).collect();
+        let made = graph.op_n(domain, op, &inputs, attributes, 1).map_err(|e| e.to_string())?;
+        graph.set_outputs(made);
+        Ok(evaluate(&graph, &Default::default()).map_err(|e| e.to_string())?.remove(0))
+    }
+
+    fn seeded(seed: f32) -> Attributes {
+        Attributes::from([("seed", seed.into())])
+    }
+
+    fn mean_and_variance(t: &Tensor) -> (f64, f64) {
+        let values = t.to_f64().unwrap();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64)
+    }
+
+    #[test]
+    fn numbers_have_the_mean_and_variance_that_the_node_asks_for() {
+        let like = Tensor::zeros(DType::F32, &[N]).unwrap();
+        let shaped = |mut attributes: Attributes| {
+            attributes.set("shape", vec![N as i64]);
+            attributes
+        };
+        let mut normal = seeded(1.0);
+        normal.set("mean", 3.0);
+        normal.set("scale", 2.0);
+        let mut uniform = seeded(2.0);
+        uniform.set("low", -1.0);
+        uniform.set("high", 3.0);
+        // Five standard errors of the mean of N numbers; the variance's are smaller than three times those.
+        let error = |variance: f64| 5.0 * (variance / N as f64).sqrt();
+        for (made, mean, variance) in [
+            (run("RandomNormal", "", shaped(normal.clone()), &[]).unwrap(), 3.0, 4.0),
+            (run("RandomNormalLike", "", normal, std::slice::from_ref(&like)).unwrap(), 3.0, 4.0),
+            (run("RandomUniform", "", shaped(uniform.clone()), &[]).unwrap(), 1.0, 16.0 / 12.0),
+            (run("RandomUniformLike", "", uniform, &[like]).unwrap(), 1.0, 16.0 / 12.0),
+        ] {
+            let found = mean_and_variance(&made);
+            assert!((found.0 - mean).abs() < error(variance), "{found:?}, expected {mean}");
+            assert!((found.1 - variance).abs() < 3.0 * error(variance), "{found:?}, expected {variance}");
+        }
+    }
+
+    #[test]
+    fn draws_have_the_probabilities_of_the_input() {
+        let chances = Tensor::new(&[N], &vec![0.3f32; N]).unwrap();
+        let (mean, _) = mean_and_variance(&run("Bernoulli", "", seeded(3.0), &[chances]).unwrap());
+        // Five standard deviations of a share of N draws, sqrt(p (1 - p) / N).
+        assert!((mean - 0.3).abs() < 5.0 * (0.21 / N as f64).sqrt(), "{mean}");
+
+        let logits = Tensor::new(&[1, 3], &[0f32, libm::logf(3.0), f32::NEG_INFINITY]).unwrap();
+        let mut attributes = seeded(4.0);
+        attributes.set("sample_size", N as i64);
+        let classes = run("Multinomial", "", attributes, &[logits]).unwrap();
+        let (mean, _) = mean_and_variance(&classes);
+        assert_eq!(classes.shape(), [1, N]);
+        assert!((mean - 0.75).abs() < 5.0 * (0.1875 / N as f64).sqrt(), "{mean}");
+    }
+
+    #[test]
+    fn a_node_without_a_seed_is_refused() {
+        let like = Tensor::zeros(DType::F32, &[2]).unwrap();
+        let error = run("RandomNormalLike", "", Attributes::new(), &[like]).unwrap_err();
+        assert!(error.contains("\"seed\""), "{error}");
+    }
+
+    #[test]
+    fn a_dropout_mask_is_a_function_of_seed_stream_and_step() {
+        let mask = |seed: i64, stream: i64, step: i64| {
+            let inputs = [
+                Tensor::vector(&[4i64, N as i64 / 4]),
+                Tensor::scalar(0.25f32),
+                Tensor::scalar(seed),
+                Tensor::scalar(step),
+            ];
+            run("DropoutMask", UPDRAFT_DOMAIN, [("stream", stream.into())].into(), &inputs).unwrap()
+        };
+        let first = mask(1, 2, 3);
+        assert_eq!(first.shape(), [4, N / 4]);
+        assert!(first.to_f64().unwrap().iter().all(|v| *v == 0.0 || *v == f64::from(1.0f32 / 0.75)));
+        // The mean of a mask is one; five standard errors, the variance being ratio / (1 - ratio).
+        assert!((mean_and_variance(&first).0 - 1.0).abs() < 5.0 * (1.0 / 3.0 / N as f64).sqrt());
+        assert_eq!(first, mask(1, 2, 3));
+        assert!([mask(2, 2, 3), mask(1, 3, 3), mask(1, 2, 4)].iter().all(|other| *other != first));
+    }
+}
