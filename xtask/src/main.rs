@@ -11,6 +11,7 @@ use clap::Parser;
 
 mod agree;
 mod conformance;
+mod fuzz;
 mod python;
 mod tidy;
 
@@ -22,6 +23,8 @@ enum Chore {
     Agree(agree::Arguments),
     /// Run ONNX's node cases through the reference evaluator.
     Conformance(conformance::Arguments),
+    /// Run every fuzz target for some seconds.
+    Fuzz(fuzz::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Agree(arguments) => agree::run(&root(), &arguments),
         Chore::Conformance(arguments) => conformance::run(&root(), &arguments),
+        Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {

@@ -199,7 +199,7 @@ impl Node {
 /// Our own operator set: gradients, updates and fused forms that ONNX does not have.
 pub const UPDRAFT_DOMAIN: &str = "ai.updraft";
 
-/// The ONNX operator set that passes write; [`upgrade` brings older graphs to it.
+/// The ONNX operator set that passes write; [`upgrade`](crate::upgrade) brings older graphs to it.
 pub const OPSET: u32 = 21;
 
 /// The newest ONNX operator set that the reader knows.

@@ -9,7 +9,7 @@ use crate::model::{Function, Model};
 
 /// Nodes that inlining may make. Functions that call one another twice each double the graph with every level; the
 /// largest real graphs have some hundred thousand nodes.
-const NODES_MAX: usize = 1_000_000;
+const NODES_MAX: usize = 300_000;
 
 /// Calls within calls. ONNX forbids functions that call themselves, which this also bounds.
 const DEPTH_MAX: usize = 64;
@@ -49,7 +49,7 @@ pub enum InlineError {
         /// The function.
         function: String,
         /// What is wrong.
-        source: UpgradeError,
+        source: Box<UpgradeError>,
     },
     /// Building the graph failed.
     #[error(transparent)]
@@ -65,11 +65,13 @@ pub fn inline_functions(model: &mut Model) -> Result<usize, InlineError> {
     let mut functions = std::mem::take(&mut model.functions);
     for function in &mut functions {
         let name = function.body.name.clone();
-        upgrade(&mut function.body).map_err(|source| InlineError::Upgrade { function: name, source })?;
+        upgrade(&mut function.body)
+            .map_err(|source| InlineError::Upgrade { function: name, source: Box::new(source) })?;
     }
     let graph_name = format!("graph {:?}", model.graph.name);
     // Calls have unknown types, so the graph's own nodes alone decide its version.
-    upgrade(&mut model.graph).map_err(|source| InlineError::Upgrade { function: graph_name, source })?;
+    upgrade(&mut model.graph)
+        .map_err(|source| InlineError::Upgrade { function: graph_name, source: Box::new(source) })?;
     let mut opsets = model.graph.opsets.clone();
     for function in &functions {
         join_opsets(&mut opsets, function)?;
