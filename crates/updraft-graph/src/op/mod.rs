@@ -34,6 +34,7 @@ pub mod pool;
 pub mod quant;
 pub mod random;
 pub mod rearrange;
+pub mod recurrent;
 pub mod reduce;
 pub mod resize;
 pub mod select;
@@ -335,6 +336,7 @@ const FAMILIES: &[&[Op]] = &[
     norm::layer::OPS,
     softmax::OPS,
     loss::OPS,
+    recurrent::OPS,
     resize::OPS,
     resize::grid::OPS,
     attention::OPS,
