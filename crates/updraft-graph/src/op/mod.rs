@@ -22,6 +22,8 @@ pub mod control;
 pub mod conv;
 pub mod cross_entropy;
 pub mod cut;
+pub mod detection;
+pub mod einsum;
 pub mod elementwise;
 pub mod gather;
 mod index;
@@ -31,6 +33,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+pub mod preview_training;
 pub mod quant;
 pub mod random;
 pub mod rearrange;
@@ -39,6 +42,7 @@ pub mod reduce;
 pub mod resize;
 pub mod select;
 pub mod shape;
+pub mod signal;
 pub mod softmax;
 pub mod trigonometric;
 pub mod window;
@@ -336,6 +340,10 @@ const FAMILIES: &[&[Op]] = &[
     norm::layer::OPS,
     softmax::OPS,
     loss::OPS,
+    einsum::OPS,
+    signal::OPS,
+    detection::OPS,
+    preview_training::OPS,
     recurrent::OPS,
     resize::OPS,
     resize::grid::OPS,
