@@ -104,7 +104,7 @@ impl ConvShape {
         window: Window,
     ) -> Result<ConvShape, OpError> {
         let groups = groups(attributes)?;
-        if weight[1].checked_mul(groups) != Some(channels) || weight[0] % groups != 0 {
+        if weight[1].checked_mul(groups) != Some(channels) || !weight[0].is_multiple_of(groups) {
             return Err(OpError::shape(format!(
                 "an input of {channels} channels for a weight of shape {weight:?} in {groups} groups"
             )));
@@ -418,7 +418,7 @@ fn known_kernel(cx: &Gradient, weight: ValueId) -> Result<Vec<i64>, OpError> {
     Ok(kernel.into_iter().map(|k| k as i64).collect())
 }
 
-fn operand<'a>(operands: &'a [Option<(DType, Vec<usize>)>], index: usize) -> &'a [usize] {
+fn operand(operands: &[Option<(DType, Vec<usize>)>], index: usize) -> &[usize] {
     operands.get(index).and_then(Option::as_ref).map_or(&[], |(_, shape)| shape)
 }
 

@@ -133,7 +133,9 @@ fn eval_roi_align(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
     let attributes = cx.attributes();
     let scale = f64::from(attributes.float("spatial_scale", 1.0)?);
     let sampling = attributes.int("sampling_ratio", 0)?;
-    let half_pixel = match attributes.string("coordinate_transformation_mode", if cx.opset < 16 { "output_half_pixel" } else { "half_pixel" })? {
+    let half_pixel = match attributes
+        .string("coordinate_transformation_mode", if cx.opset < 16 { "output_half_pixel" } else { "half_pixel" })?
+    {
         "half_pixel" => true,
         "output_half_pixel" => false,
         other => {

@@ -114,7 +114,9 @@ fn labels(term: &str, hidden: usize) -> Option<Vec<Label>> {
         Some((before, after)) => (before, Some(after)),
         None => (term, None),
     };
-    let letters = |text: &str| text.chars().map(|c| c.is_ascii_alphabetic().then_some(Label::Letter(c))).collect::<Option<Vec<_>>>();
+    let letters = |text: &str| {
+        text.chars().map(|c| c.is_ascii_alphabetic().then_some(Label::Letter(c))).collect::<Option<Vec<_>>>()
+    };
     out.extend(letters(before)?);
     if let Some(after) = after {
         out.extend((0..hidden).rev().map(Label::Ellipsis));
@@ -123,7 +125,11 @@ fn labels(term: &str, hidden: usize) -> Option<Vec<Label>> {
     Some(out)
 }
 
-fn equation_of<'a>(cx: &'a Infer) -> Result<Option<(Equation, Vec<&'a [Dim]>)>, OpError> {
+/// An equation and the shapes of its operands.
+type Stated<'a> = (Equation, Vec<&'a [Dim]>);
+
+/// The node's equation, if all ranks are known.
+fn equation_of<'a>(cx: &'a Infer) -> Result<Option<Stated<'a>>, OpError> {
     let text = cx.attributes().string("equation", "")?;
     let Some(shapes) = (0..cx.inputs.len()).map(|i| cx.shape(i)).collect::<Option<Vec<_>>>() else { return Ok(None) };
     let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
@@ -208,7 +214,8 @@ fn einsum_gradient(cx: &mut Gradient) -> Result<Vec<Option<ValueId>>, OpError> {
             continue;
         }
         let others: Vec<usize> = (0..operands.len()).filter(|i| *i != index).collect();
-        let elsewhere = |l: &Label| equation.output.contains(l) || others.iter().any(|i| equation.operands[*i].contains(l));
+        let elsewhere =
+            |l: &Label| equation.output.contains(l) || others.iter().any(|i| equation.operands[*i].contains(l));
         // An axis that only this operand has was summed over: every element along it gets the same.
         let (kept, summed): (Vec<Label>, Vec<Label>) = own.iter().partition(|l| elsewhere(l));
         let mut terms = vec![write(&equation.output)];
@@ -217,8 +224,7 @@ fn einsum_gradient(cx: &mut Gradient) -> Result<Vec<Option<ValueId>>, OpError> {
         let inputs: Vec<ValueId> = std::iter::once(dy).chain(others.iter().map(|i| operands[*i])).collect();
         let mut gradient = cx.op_with("Einsum", &inputs, [("equation", back.as_str().into())])?;
         if !summed.is_empty() {
-            let axes: Vec<i64> =
-                (0..own.len()).filter(|i| summed.contains(&own[*i])).map(|i| i as i64).collect();
+            let axes: Vec<i64> = (0..own.len()).filter(|i| summed.contains(&own[*i])).map(|i| i as i64).collect();
             let axes = cx.graph.add_constant("axes", Tensor::vector(&axes));
             gradient = cx.op("Unsqueeze", &[gradient, axes])?;
             let shape = cx.op("Shape", &[operands[index]])?;

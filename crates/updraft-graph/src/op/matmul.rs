@@ -38,10 +38,10 @@ pub(super) const OPS: &[Op] = &[
 
 fn infer_matmul(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     let (a, b) = (cx.input(0, "left matrix")?, cx.input(1, "right matrix")?);
-    if let (Some(x), Some(y)) = (a.dtype, b.dtype) {
-        if x != y {
-            return Err(OpError::dtype(format!("inputs are {x} and {y}, expected one type")));
-        }
+    if let (Some(x), Some(y)) = (a.dtype, b.dtype)
+        && x != y
+    {
+        return Err(OpError::dtype(format!("inputs are {x} and {y}, expected one type")));
     }
     let dtype = a.dtype.or(b.dtype);
     Ok(vec![match (&a.shape, &b.shape) {

@@ -31,7 +31,10 @@ fn tensors(op: &str, inputs: usize) -> Result<usize, OpError> {
     let rest = inputs.saturating_sub(2);
     match rest % per_tensor(op) {
         0 => Ok(rest / per_tensor(op)),
-        _ => Err(OpError::value(format!("{op} takes {} inputs for each tensor after the first two, found {rest}", per_tensor(op)))),
+        _ => Err(OpError::value(format!(
+            "{op} takes {} inputs for each tensor after the first two, found {rest}",
+            per_tensor(op)
+        ))),
     }
 }
 

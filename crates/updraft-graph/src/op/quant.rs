@@ -151,10 +151,10 @@ fn dequantized_dtype(view: &OpView, scale: Option<DType>) -> Result<Option<DType
 fn infer_dequantize(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     let x = cx.input(0, "input")?;
     let scale = cx.input(1, "scale")?.dtype;
-    if let (Some(x), Some(zero)) = (x.dtype, cx.dtype(2)) {
-        if x != zero {
-            return Err(OpError::dtype(format!("an input of {x} with a zero point of {zero}")));
-        }
+    if let (Some(x), Some(zero)) = (x.dtype, cx.dtype(2))
+        && x != zero
+    {
+        return Err(OpError::dtype(format!("an input of {x} with a zero point of {zero}")));
     }
     check_zero_point(cx)?;
     Ok(vec![Fact { dtype: dequantized_dtype(&cx.view, scale)?, shape: x.shape.clone(), content: None }])

@@ -131,9 +131,27 @@ impl Activation {
             "Sigmoid" => 1.0 / (1.0 + (-x).exp()),
             "Softsign" => x / (1.0 + x.abs()),
             "Softplus" => x.max(0.0) + (-x.abs()).exp().ln_1p(),
-            "LeakyRelu" => if x >= 0.0 { x } else { alpha * x },
-            "ThresholdedRelu" => if x >= alpha { x } else { 0.0 },
-            "Elu" => if x >= 0.0 { x } else { alpha * x.exp_m1() },
+            "LeakyRelu" => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    alpha * x
+                }
+            }
+            "ThresholdedRelu" => {
+                if x >= alpha {
+                    x
+                } else {
+                    0.0
+                }
+            }
+            "Elu" => {
+                if x >= 0.0 {
+                    x
+                } else {
+                    alpha * x.exp_m1()
+                }
+            }
             "HardSigmoid" => (alpha * x + beta).clamp(0.0, 1.0),
             "ScaledTanh" => alpha * (beta * x).tanh(),
             _ => alpha * x + beta,
@@ -145,9 +163,7 @@ impl Activation {
         let defaults = kind.default_activations();
         let names: Vec<String> = match attributes.get("activations") {
             None => (0..directions).flat_map(|_| defaults.iter().map(|s| (*s).to_owned())).collect(),
-            Some(Attribute::Strings(names)) => {
-                names.iter().map(|n| String::from_utf8_lossy(n).into_owned()).collect()
-            }
+            Some(Attribute::Strings(names)) => names.iter().map(|n| String::from_utf8_lossy(n).into_owned()).collect(),
             Some(_) => return Err(OpError::attribute("activations", "must be a list of strings")),
         };
         if names.len() != directions * defaults.len() {
@@ -163,7 +179,7 @@ impl Activation {
                 let all: Vec<&str> = ACTIVATIONS.iter().map(|(name, ..)| *name).collect();
                 OpError::attribute("activations", format!("has {name:?}; known are {}", all.join(", ")))
             })?;
-            let mut take = |default: &Option<f64>, given: &mut std::slice::Iter<f32>| match default {
+            let take = |default: &Option<f64>, given: &mut std::slice::Iter<f32>| match default {
                 Some(default) => given.next().map_or(*default, |v| f64::from(*v)),
                 None => 0.0,
             };
@@ -199,14 +215,14 @@ impl Layer<'_> {
     }
 
     /// `W x + b` of one element of one gate.
-    fn from_input(&self, gate: usize, unit: usize, x: &[f64]) -> f64 {
+    fn input_sum(&self, gate: usize, unit: usize, x: &[f64]) -> f64 {
         let row = gate * self.hidden + unit;
         let weights = &self.weight[row * self.inputs..][..self.inputs];
         self.bias[row] + weights.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()
     }
 
     /// `R h + b` of one element of one gate.
-    fn from_state(&self, gate: usize, unit: usize, h: &[f64]) -> f64 {
+    fn state_sum(&self, gate: usize, unit: usize, h: &[f64]) -> f64 {
         let row = gate * self.hidden + unit;
         let weights = &self.recurrence[row * self.hidden..][..self.hidden];
         self.bias[self.kind.gates() * self.hidden + row] + weights.iter().zip(h).map(|(r, h)| r * h).sum::<f64>()
@@ -214,7 +230,7 @@ impl Layer<'_> {
 
     /// Moves the hidden state, and the LSTM's cell, one position on.
     fn step(&self, x: &[f64], h: &mut Vec<f64>, c: &mut [f64]) {
-        let sum = |gate: usize, unit: usize, h: &[f64]| self.from_input(gate, unit, x) + self.from_state(gate, unit, h);
+        let sum = |gate: usize, unit: usize, h: &[f64]| self.input_sum(gate, unit, x) + self.state_sum(gate, unit, h);
         let units = 0..self.hidden;
         let next: Vec<f64> = match self.kind {
             Kind::Rnn => units.map(|u| self.activate(0, sum(0, u, h))).collect(),
@@ -224,10 +240,10 @@ impl Layer<'_> {
                 let shown: Vec<f64> = reset.iter().zip(&*h).map(|(r, h)| r * h).collect();
                 let candidate = |u: usize| {
                     let state = match self.linear_before_reset {
-                        true => reset[u] * self.from_state(2, u, h),
-                        false => self.from_state(2, u, &shown),
+                        true => reset[u] * self.state_sum(2, u, h),
+                        false => self.state_sum(2, u, &shown),
                     };
-                    self.activate(1, self.from_input(2, u, x) + state)
+                    self.activate(1, self.input_sum(2, u, x) + state)
                 };
                 units.map(|u| (1.0 - update[u]) * candidate(u) + update[u] * h[u]).collect()
             }

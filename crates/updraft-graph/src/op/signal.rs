@@ -113,7 +113,8 @@ fn eval_dft(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
     let mut shape = x.shape().to_vec();
     shape[axis] = bins;
     shape[x.rank() - 1] = parts_made;
-    let (outer, inner) = (shape[..axis].iter().product::<usize>(), x.shape()[axis + 1..x.rank() - 1].iter().product::<usize>());
+    let (outer, inner) =
+        (shape[..axis].iter().product::<usize>(), x.shape()[axis + 1..x.rank() - 1].iter().product::<usize>());
     let values = x.to_f64()?;
     let mut out = filled(&shape, 0.0)?;
     for o in 0..outer {

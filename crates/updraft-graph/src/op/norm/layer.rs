@@ -122,7 +122,7 @@ fn stretched(tensor: &Tensor, shape: &[usize]) -> Result<Vec<f64>, OpError> {
         return Err(OpError::shape(format!("shape {:?} does not broadcast to {shape:?}", tensor.shape())));
     }
     let values = tensor.to_f64()?;
-    Ok(broadcast_positions(tensor.shape(), shape).into_iter().map(|p| values[p]).collect())
+    Ok(broadcast_positions(tensor.shape(), shape).map(|p| values[p]).collect())
 }
 
 fn eval_layer(cx: &Eval) -> Result<Vec<Tensor>, OpError> {

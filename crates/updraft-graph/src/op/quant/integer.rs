@@ -282,3 +282,73 @@ fn convolution_links(cx: &Infer, weight: usize, per_channel: &[usize]) -> Result
     links.extend(per_channel.iter().filter(|i| is_vector(cx, **i)).map(|i| Link::Same(Axis::Input(*i, 0), output)));
     Ok(links)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use crate::{Attributes, Graph, Tensor, eval::evaluate};
+
+    fn run<const N: usize>(op: &str, inputs: [Tensor; N], attributes: Attributes) -> Tensor {
+        let mut graph = Graph::new(op);
+        let operands: Vec<_> = inputs.into_iter().map(|t| graph.add_constant("operand", t)).collect();
+        let made = graph.op(op, &operands, attributes).unwrap();
+        graph.push_output(made);
+        evaluate(&graph, &HashMap::new()).unwrap().remove(0)
+    }
+
+    fn padded() -> Attributes {
+        [("pads", [1, 1].into())].into()
+    }
+
+    #[test]
+    fn padding_of_an_integer_convolution_is_the_zero_point() {
+        // The picture is the number zero everywhere, so every sum is zero, at the padded ends too.
+        let x = Tensor::new(&[1, 1, 3], &[7u8; 3]).unwrap();
+        let w = Tensor::new(&[1, 1, 3], &[1u8, 2, 3]).unwrap();
+        let sums = run("ConvInteger", [x, w, Tensor::scalar(7u8), Tensor::scalar(0u8)], padded());
+        assert_eq!(sums.as_slice::<i32>().unwrap(), [0, 0, 0]);
+        let x = Tensor::new(&[1, 1, 3], &[8u8, 9, 10]).unwrap();
+        let w = Tensor::new(&[1, 1, 3], &[3u8, 4, 5]).unwrap();
+        let sums = run("ConvInteger", [x, w, Tensor::scalar(7u8), Tensor::scalar(2u8)], padded());
+        // (1, 2, 3) with the kernel (1, 2, 3) between zeros.
+        assert_eq!(sums.as_slice::<i32>().unwrap(), [8, 14, 8]);
+    }
+
+    #[test]
+    fn quantized_convolution_pads_with_the_zero_point_and_rounds_ties_to_even() {
+        let scalar = Tensor::scalar::<f32>;
+        let x = Tensor::new(&[1, 1, 3], &[129u8, 131, 128]).unwrap();
+        let w = Tensor::new(&[1, 1, 3], &[0i8, 1, 0]).unwrap();
+        let inputs = [
+            x,
+            scalar(0.5),
+            Tensor::scalar(128u8),
+            w,
+            Tensor::vector(&[1f32]),
+            Tensor::vector(&[0i8]),
+            scalar(1.0),
+            Tensor::scalar(10u8),
+        ];
+        // Half of 1 and 3 is 0.5 and 1.5, to the even neighbours 0 and 2.
+        assert_eq!(run("QLinearConv", inputs, padded()).as_slice::<u8>().unwrap(), [10, 12, 10]);
+    }
+
+    #[test]
+    fn quantized_products_take_a_scale_for_each_column() {
+        let a = Tensor::new(&[1, 2], &[1i8, 2]).unwrap();
+        let b = Tensor::new(&[2, 2], &[1i8, 2, 3, 4]).unwrap();
+        let inputs = [
+            a,
+            Tensor::scalar(1f32),
+            Tensor::scalar(0i8),
+            b,
+            Tensor::vector(&[1f32, 100.0]),
+            Tensor::vector(&[0i8, 0]),
+            Tensor::scalar(1f32),
+            Tensor::scalar(0i8),
+        ];
+        // The sums are 7 and 10; the second, times 100, saturates.
+        assert_eq!(run("QLinearMatMul", inputs, Attributes::new()).as_slice::<i8>().unwrap(), [7, 127]);
+    }
+}
