@@ -21,7 +21,7 @@ mod tidy;
 enum Chore {
     /// Compare `updraft infer` with ONNX Runtime on networks of the zoo and on given models.
     Agree(agree::Arguments),
-    /// Run ONNX's node cases through the reference evaluator.
+    /// Run ONNX's node cases through the reference evaluator and the engine.
     Conformance(conformance::Arguments),
     /// Run every fuzz target for some seconds.
     Fuzz(fuzz::Arguments),
