@@ -12,6 +12,7 @@ use clap::Parser;
 mod agree;
 mod conformance;
 mod fuzz;
+mod gradients;
 mod python;
 mod tidy;
 
@@ -25,6 +26,8 @@ enum Chore {
     Conformance(conformance::Arguments),
     /// Run every fuzz target for some seconds.
     Fuzz(fuzz::Arguments),
+    /// Compare losses and gradients of networks of the zoo with PyTorch's.
+    Gradients(gradients::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Chore::Agree(arguments) => agree::run(&root(), &arguments),
         Chore::Conformance(arguments) => conformance::run(&root(), &arguments),
         Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
+        Chore::Gradients(arguments) => gradients::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {
