@@ -37,7 +37,7 @@ const NETWORKS: &[(&str, &[(&str, usize)], f32)] = &[
     ("small-cnn", &[], 0.1),
     ("resnet8", &[], 0.0),
     ("resnet18", &[("image", 32)], 0.1),
-    ("mobilenet-v2", &[("image", 32)], 0.0),
+    ("mobilenet-v2", &[("image", 64)], 0.0),
     ("vit", &[("image", 32), ("patch", 16), ("layers", 4), ("width", 96), ("heads", 4), ("hidden", 192)], 0.1),
     ("gpt", &[("vocabulary", 65), ("context", 32), ("layers", 4), ("heads", 4), ("width", 64)], 0.0),
     ("bert", &[("vocabulary", 100), ("context", 32), ("layers", 4), ("heads", 4), ("width", 64), ("hidden", 128)], 0.0),
@@ -144,7 +144,9 @@ fn batch(step: &TrainingStep) -> Result<HashMap<String, Tensor>, Failure> {
             }
             Some(DType::I64) => {
                 let ignored = |i: usize| name == "labels" && i % 7 == 6;
-                let draw = |i: usize| if name.contains("mask") { 1 } else { key.below(i as u64, classes) as i64 };
+                // Every token may be seen, and segments are two.
+                let limit = if name.contains("type") { 2 } else { classes };
+                let draw = |i: usize| if name.contains("mask") { 1 } else { key.below(i as u64, limit) as i64 };
                 let values: Vec<i64> = (0..count).map(|i| if ignored(i) { IGNORED } else { draw(i) }).collect();
                 Tensor::new(&shape, &values)?
             }

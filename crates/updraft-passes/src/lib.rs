@@ -4,9 +4,12 @@
 //! left alone. [`pipeline`] runs passes in the order that a goal needs and checks the graph after each one, so that a
 //! wrong graph is blamed on the pass that made it.
 
+use updraft_graph::check::CheckError;
 use updraft_graph::graph::GraphError;
 use updraft_graph::infer::InferError;
 use updraft_graph::op::OpError;
+use updraft_graph::upgrade::UpgradeError;
+use updraft_graph::{Graph, NodeId, ValueId};
 
 mod affine;
 mod common;
@@ -126,6 +129,12 @@ pub enum PassError {
     /// Types and shapes contradict one another.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// The graph cannot be brought to the operator set that passes write.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    /// The graph is not valid.
+    #[error(transparent)]
+    Check(#[from] CheckError),
 }
 
 impl PassError {
@@ -139,5 +148,3 @@ impl PassError {
         PassError::Value { name: graph.value(value).name.clone(), problem: problem.into() }
     }
 }
-
-use updraft_graph::{Graph, NodeId, ValueId};

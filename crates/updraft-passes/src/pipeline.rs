@@ -1,7 +1,9 @@
 //! The ordered list of passes for each goal, and the checks between them.
 
-use updraft_graph::Graph;
+use updraft_graph::check::check;
 use updraft_graph::infer::infer;
+use updraft_graph::upgrade::upgrade;
+use updraft_graph::{Graph, UPDRAFT_DOMAIN};
 
 use crate::affine::{FOLD_BATCH_NORM, MERGE_BIAS};
 use crate::common::MERGE_COMMON;
@@ -57,7 +59,7 @@ impl<'a> Pipeline<'a> {
     ) -> Result<T, PipelineError> {
         let mut report = Report::new(pass, promise);
         let made = rewrite(self.graph, &mut report).map_err(|source| PipelineError::Refused { pass, source })?;
-        infer(self.graph).map_err(|source| PipelineError::Broken { pass, source: source.into() })?;
+        valid(self.graph).map_err(|source| PipelineError::Broken { pass, source })?;
         self.reports.push(report);
         Ok(made)
     }
@@ -67,6 +69,25 @@ impl<'a> Pipeline<'a> {
         self.reports
     }
 }
+
+/// Works out what later passes ask of types and shapes, and checks all that must hold of a graph.
+fn valid(graph: &mut Graph) -> Result<(), PassError> {
+    infer(graph)?;
+    Ok(check(graph)?)
+}
+
+const UPGRADE: Pass = Pass {
+    name: "upgrade",
+    promise: Promise::Exact,
+    rewrite: |graph, report| {
+        let done = upgrade(graph)?;
+        report.changes.extend(done.rewritten.iter().map(|(op, count)| format!("{count} {op}")));
+        // Passes add nodes of our own operator set.
+        graph.opsets.entry(UPDRAFT_DOMAIN.to_owned()).or_insert(1);
+        // A graph that is wrong from the start is not this pass's fault.
+        valid(graph)
+    },
+};
 
 const DEAD_CODE: Pass = Pass {
     name: "drop dead code",
@@ -91,7 +112,9 @@ pub fn inference(graph: &mut Graph) -> Result<Vec<Report>, PipelineError> {
 
 /// The passes of [`inference`], in order.
 pub const INFERENCE: &[Pass] = &[
-    // Constants first: every later pass asks whether weights, axes and shapes are constant.
+    // Every pass knows one form of each operator.
+    UPGRADE,
+    // Constants before all else: every later pass asks whether weights, axes and shapes are constant.
     FOLD_CONSTANTS,
     // Nodes that do nothing would stand between a layer and what is folded into it.
     DROP_IDENTITIES,
@@ -109,6 +132,8 @@ pub(crate) fn training(
     pipeline: &mut Pipeline,
     options: &TrainingOptions,
 ) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PipelineError> {
+    // Every pass and gradient rule knows one form of each operator.
+    pipeline.run(UPGRADE)?;
     // Parameters become inputs before anything is folded: folding must not see them as constants.
     let mut draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
     // Shapes and scalars that are known now need no nodes in the gradient.
@@ -129,6 +154,8 @@ pub(crate) fn training(
 
 /// A model into its loss and metrics on a batch.
 pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Vec<String>, PipelineError> {
+    // The loss is written in the newest form; upgrading what is upgraded changes nothing.
+    pipeline.run(UPGRADE)?;
     let batch_inputs = pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options))?;
     INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
     Ok(batch_inputs)

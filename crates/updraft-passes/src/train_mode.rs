@@ -61,10 +61,8 @@ pub(crate) fn lower_dropout(graph: &mut Graph, randomness: &Randomness, report: 
         let Some(x) = node.inputs.first().copied().flatten() else {
             return Err(refuse(OpError::MissingInput { index: 0, expected: "a tensor" }));
         };
-        if let Some(mask) = node.outputs.get(1).copied().flatten() {
-            if is_read(graph, mask) {
-                return Err(refuse(OpError::unsupported("Dropout whose mask is read")));
-            }
+        if node.outputs.get(1).copied().flatten().is_some_and(|mask| is_read(graph, mask)) {
+            return Err(refuse(OpError::unsupported("Dropout whose mask is read")));
         }
         let ratio = match node.inputs.get(1).copied().flatten() {
             Some(ratio) => ratio,

@@ -146,5 +146,5 @@ fn what_is_too_large_to_fold_is_refused_by_name() {
     graph.push_output(y);
     let reports = reports(&mut graph);
     assert_eq!(ops(&graph), ["ConstantOfShape", "Add"]);
-    assert!(reports[0].refusals[0].reason.contains("more than"), "{reports:?}");
+    assert!(reports.iter().any(|r| r.refusals.iter().any(|r| r.reason.contains("more than"))), "{reports:?}");
 }

@@ -85,16 +85,16 @@ fn infer_update(cx: &Infer, last_moment: usize, rate: usize, scale: usize) -> Re
     let mut facts = vec![parameter.fact.clone().with_content(None)];
     for index in 1..=last_moment {
         let Some(operand) = cx.optional(index) else { continue };
-        if let (Some(a), Some(b)) = (parameter.dtype, operand.dtype) {
-            if a != b {
-                return Err(OpError::dtype(format!("the parameter is {a}, but input {index} is {b}")));
-            }
+        if let (Some(a), Some(b)) = (parameter.dtype, operand.dtype)
+            && a != b
+        {
+            return Err(OpError::dtype(format!("the parameter is {a}, but input {index} is {b}")));
         }
-        if let (Some(a), Some(b)) = (&parameter.shape, &operand.shape) {
-            if a.len() != b.len() || a.iter().zip(b).any(|(a, b)| a.differs(b)) {
-                let (a, b) = (show_shape(a), show_shape(b));
-                return Err(OpError::shape(format!("the parameter is {a}, but input {index} is {b}")));
-            }
+        if let (Some(a), Some(b)) = (&parameter.shape, &operand.shape)
+            && (a.len() != b.len() || a.iter().zip(b).any(|(a, b)| a.differs(b)))
+        {
+            let (a, b) = (show_shape(a), show_shape(b));
+            return Err(OpError::shape(format!("the parameter is {a}, but input {index} is {b}")));
         }
         if index > 1 {
             facts.push(operand.fact.clone().with_content(None));
