@@ -15,7 +15,8 @@ use crate::tensor::Tensor;
 pub struct Arity {
     /// Fewest inputs; later ones are optional.
     pub inputs_min: usize,
-    /// How many of the first inputs may be left out although later ones must be there (only `Loop` has any).
+    /// How many of the first inputs may be left out although later ones must be there; the
+    /// operator's own rules say which of them.
     pub inputs_open: usize,
     /// Most inputs; `usize::MAX` where any number may follow.
     pub inputs_max: usize,

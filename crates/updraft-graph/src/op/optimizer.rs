@@ -17,7 +17,8 @@ pub(super) const OPS: &[Op] = &[
         name: "SgdUpdate",
         domain: UPDRAFT_DOMAIN,
         versions: &[1],
-        arity: Arity::range(4, 5).outputs(1, 2),
+        // The momentum stands before the learning rate.
+        arity: Arity::range(4, 5).open(3).outputs(1, 2),
         infer: infer_sgd,
         eval: Rule::Is(eval_sgd),
         gradient: Rule::None(NO_GRADIENT),
