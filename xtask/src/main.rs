@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod agree;
+mod bench;
 mod conformance;
 mod fuzz;
 mod gradients;
@@ -22,6 +23,9 @@ mod tidy;
 enum Chore {
     /// Compare `updraft infer` with ONNX Runtime on networks of the zoo and on given models.
     Agree(agree::Arguments),
+    /// Measure against other systems; needs a release build of this program.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run ONNX's node cases through the reference evaluator and the engine.
     Conformance(conformance::Arguments),
     /// Run every fuzz target for some seconds.
@@ -38,6 +42,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let done = match Chore::parse() {
         Chore::Agree(arguments) => agree::run(&root(), &arguments),
+        Chore::Bench(bench) => bench::run(&root(), &bench),
         Chore::Conformance(arguments) => conformance::run(&root(), &arguments),
         Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
         Chore::Gradients(arguments) => gradients::run(&root(), &arguments),

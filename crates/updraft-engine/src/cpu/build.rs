@@ -153,6 +153,7 @@ const TABLE: &[(&str, &str, Builder)] = &[
     ("", "LayerNormalization", rows::layer_norm),
     ("", "LogSoftmax", rows::softmax),
     ("", "MaxPool", pool::max),
+    ("", "Pad", copy::pad),
     ("", "ReduceMax", reduce::reduce),
     ("", "ReduceMean", reduce::reduce),
     ("", "ReduceMin", reduce::reduce),

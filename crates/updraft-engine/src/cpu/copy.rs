@@ -110,3 +110,68 @@ impl Kernel for Concat {
         Ok(())
     }
 }
+
+/// A value surrounded by a constant.
+struct Pad {
+    shape: Vec<usize>,
+    /// Where each row (along the last axis) of the input begins in the output, and how long it is, in bytes.
+    starts: Vec<usize>,
+    row_bytes: usize,
+    value: Vec<u8>,
+}
+
+/// Builds a Pad by a constant number of constants, where nothing is cut away.
+pub(crate) fn pad(cx: &mut Build) -> Result<Option<Built>, OpError> {
+    let Some(Some((dtype, shape))) = cx.outputs.first().cloned() else { return Ok(None) };
+    let from = cx.shape(0).to_vec();
+    let rank = from.len();
+    if cx.view.opset < 11 || cx.attributes().string("mode", "constant")? != "constant" || rank == 0 {
+        return Ok(None);
+    }
+    let Some(pads) = cx.constant(1).map(|t| t.to_i64()).transpose()? else { return Ok(None) };
+    let axes = match (cx.input(3), cx.constant(3)) {
+        (None, _) => (0..rank as i64).collect(),
+        (Some(_), Some(t)) => t.to_i64()?,
+        (Some(_), None) => return Ok(None),
+    };
+    let value = match (cx.input(2), cx.constant(2)) {
+        (None, _) => vec![0; dtype.size_in_memory()],
+        (Some(_), Some(t)) => t.bytes().to_vec(),
+        (Some(_), None) => return Ok(None),
+    };
+    if pads.len() != 2 * axes.len() || pads.iter().any(|p| *p < 0) || value.len() != dtype.size_in_memory() {
+        return Ok(None);
+    }
+    let mut before = vec![0usize; rank];
+    for (axis, pad) in axes.iter().zip(&pads) {
+        before[resolve_axis(*axis, rank)?] = *pad as usize;
+    }
+    let size = dtype.size_in_memory();
+    let out = Layout::contiguous(&shape);
+    let mut starts = vec![before[rank - 1]];
+    for axis in (0..rank - 1).rev() {
+        let inner = std::mem::take(&mut starts);
+        for i in 0..from[axis] {
+            starts.extend(inner.iter().map(|s| s + (before[axis] + i) * out.strides[axis]));
+        }
+    }
+    let starts = starts.into_iter().map(|s| s * size).collect();
+    Ok(Some(Built::whole(Pad { shape: from, starts, row_bytes: cx.shape(0)[rank - 1] * size, value })))
+}
+
+impl Kernel for Pad {
+    fn run(&self, io: &mut Io<'_>, _: &Pool) -> Result<(), OpError> {
+        let from = io.input::<u8>(0);
+        let out = io.output::<u8>(0);
+        match self.value.iter().all(|b| *b == 0) {
+            true => out.fill(0),
+            false => out.chunks_exact_mut(self.value.len()).for_each(|to| to.copy_from_slice(&self.value)),
+        }
+        if !self.shape.contains(&0) {
+            for (row, start) in from.chunks_exact(self.row_bytes).zip(&self.starts) {
+                out[*start..start + self.row_bytes].copy_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+}

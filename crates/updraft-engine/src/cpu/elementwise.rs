@@ -65,15 +65,9 @@ pub(crate) enum Op {
     /// `dy` times the derivative at `x`.
     GeluGradient,
     GeluTanhGradient,
-    /// `dy * y * (1 - y)`.
-    SigmoidGradient,
-    /// `dy * (1 - y * y)`.
-    TanhGradient,
     // Of three.
     /// The second where the first is true, else the third.
     Where,
-    /// `a * b + c`.
-    MultiplyAdd,
 }
 
 /// How an operand gets into a register.
@@ -146,17 +140,6 @@ impl Program {
     /// Bytes of scratch memory that [`TileKernel::run`] needs.
     pub(crate) fn scratch_bytes(&self) -> usize {
         self.register_count * BLOCK * size_of::<f32>()
-    }
-
-    /// Roughly the work for one element, in multiply-adds.
-    pub(crate) fn work(&self) -> usize {
-        let costs = self.instructions.iter().map(|i| match i.op {
-            Op::Exp | Op::Log | Op::Sigmoid | Op::Relu => 4,
-            Op::Erf | Op::Tanh | Op::Gelu | Op::GeluTanh | Op::GeluGradient | Op::GeluTanhGradient => 8,
-            Op::Sin | Op::Cos | Op::Pow => 64,
-            _ => 1,
-        });
-        costs.sum::<usize>() + self.loads.len() + self.stores.len()
     }
 
     fn register(&self, value: usize) -> Option<usize> {
@@ -327,20 +310,30 @@ dispatch! {
 
 #[inline(always)]
 fn apply_body<const FMA: bool>(op: Op, out: &mut [f32], a: &[f32], b: &[f32], c: &[f32]) {
-    #[inline(always)]
-    fn one(out: &mut [f32], a: &[f32], f: impl Fn(f32) -> f32) {
-        out.iter_mut().zip(a).for_each(|(out, a)| *out = f(*a));
+    // Plain loops, not functions that take functions: a closure or shim that is not inlined loses the instruction set,
+    // and then every multiply-add is a call of a library.
+    macro_rules! one {
+        ($x:ident => $value:expr) => {
+            for (out, a) in out.iter_mut().zip(a) {
+                let $x = *a;
+                *out = $value;
+            }
+        };
     }
-    #[inline(always)]
-    fn two(out: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) {
-        out.iter_mut().zip(a).zip(b).for_each(|((out, a), b)| *out = f(*a, *b));
+    macro_rules! two {
+        ($x:ident, $y:ident => $value:expr) => {
+            for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                let ($x, $y) = (*a, *b);
+                *out = $value;
+            }
+        };
     }
     let truth = |b: bool| if b { 1.0 } else { 0.0 };
     match op {
         Op::Copy => out.copy_from_slice(a),
-        Op::Neg => one(out, a, |x| -x),
-        Op::Abs => one(out, a, f32::abs),
-        Op::Sign => one(out, a, |x| {
+        Op::Neg => one!(x => -x),
+        Op::Abs => one!(x => f32::abs(x)),
+        Op::Sign => one!(x => {
             if x > 0.0 {
                 1.0
             } else if x < 0.0 {
@@ -349,64 +342,64 @@ fn apply_body<const FMA: bool>(op: Op, out: &mut [f32], a: &[f32], b: &[f32], c:
                 x
             }
         }),
-        Op::Floor => one(out, a, f32::floor),
-        Op::Ceil => one(out, a, f32::ceil),
-        Op::Round => one(out, a, f32::round_ties_even),
-        Op::Sqrt => one(out, a, f32::sqrt),
-        Op::Reciprocal => one(out, a, |x| 1.0 / x),
-        Op::Exp => one(out, a, math::exp::<FMA>),
-        Op::Log => one(out, a, math::log::<FMA>),
-        Op::Erf => one(out, a, math::erf::<FMA>),
-        Op::Tanh => one(out, a, math::tanh::<FMA>),
-        Op::Sigmoid => one(out, a, math::sigmoid::<FMA>),
-        Op::Softplus => one(out, a, math::softplus::<FMA>),
-        Op::Softsign => one(out, a, |x| x / (1.0 + x.abs())),
-        Op::Sin => one(out, a, |x| libm::sin(f64::from(x)) as f32),
-        Op::Cos => one(out, a, |x| libm::cos(f64::from(x)) as f32),
+        Op::Floor => one!(x => f32::floor(x)),
+        Op::Ceil => one!(x => f32::ceil(x)),
+        Op::Round => one!(x => f32::round_ties_even(x)),
+        Op::Sqrt => one!(x => f32::sqrt(x)),
+        Op::Reciprocal => one!(x => 1.0 / x),
+        Op::Exp => one!(x => math::exp::<FMA>(x)),
+        Op::Log => one!(x => math::log::<FMA>(x)),
+        Op::Erf => one!(x => math::erf::<FMA>(x)),
+        Op::Tanh => one!(x => math::tanh::<FMA>(x)),
+        Op::Sigmoid => one!(x => math::sigmoid::<FMA>(x)),
+        Op::Softplus => one!(x => math::softplus::<FMA>(x)),
+        Op::Softsign => one!(x => x / (1.0 + x.abs())),
+        Op::Sin => one!(x => libm::sin(f64::from(x)) as f32),
+        Op::Cos => one!(x => libm::cos(f64::from(x)) as f32),
         // Written so that not-a-number stays one.
-        Op::Relu => one(out, a, |x| if x < 0.0 { 0.0 } else { x }),
-        Op::Gelu => one(out, a, math::gelu::<FMA>),
-        Op::GeluTanh => one(out, a, math::gelu_tanh::<FMA>),
-        Op::Not => one(out, a, |x| truth(x == 0.0)),
-        Op::LeakyRelu(slope) => one(out, a, |x| if x < 0.0 { slope * x } else { x }),
-        Op::Elu(alpha) => one(out, a, |x| if x < 0.0 { alpha * (math::exp::<FMA>(x) - 1.0) } else { x }),
-        Op::Selu(alpha, gamma) => {
-            one(out, a, |x| gamma * if x <= 0.0 { alpha * (math::exp::<FMA>(x) - 1.0) } else { x })
-        }
-        Op::HardSigmoid(alpha, beta) => one(out, a, |x| {
+        Op::Relu => one!(x => if x < 0.0 { 0.0 } else { x }),
+        Op::Gelu => one!(x => math::gelu::<FMA>(x)),
+        Op::GeluTanh => one!(x => math::gelu_tanh::<FMA>(x)),
+        Op::Not => one!(x => truth(x == 0.0)),
+        Op::LeakyRelu(slope) => one!(x => if x < 0.0 { slope * x } else { x }),
+        Op::Elu(alpha) => selu::<FMA>(alpha, 1.0, out, a),
+        Op::Selu(alpha, gamma) => selu::<FMA>(alpha, gamma, out, a),
+        Op::HardSigmoid(alpha, beta) => one!(x => {
             let y = alpha * x + beta;
             let y = if y < 0.0 { 0.0 } else { y };
             if y > 1.0 { 1.0 } else { y }
         }),
-        Op::IsNan => one(out, a, |x| truth(x.is_nan())),
-        Op::Add => two(out, a, b, |x, y| x + y),
-        Op::Sub => two(out, a, b, |x, y| x - y),
-        Op::Mul => two(out, a, b, |x, y| x * y),
-        Op::Div => two(out, a, b, |x, y| x / y),
-        Op::Max => two(out, a, b, |x, y| if x.is_nan() || x > y { x } else { y }),
-        Op::Min => two(out, a, b, |x, y| if x.is_nan() || x < y { x } else { y }),
-        Op::Pow => two(out, a, b, |x, y| libm::pow(f64::from(x), f64::from(y)) as f32),
-        Op::Equal => two(out, a, b, |x, y| truth(x == y)),
-        Op::Less => two(out, a, b, |x, y| truth(x < y)),
-        Op::LessOrEqual => two(out, a, b, |x, y| truth(x <= y)),
-        Op::And => two(out, a, b, |x, y| truth(x != 0.0 && y != 0.0)),
-        Op::Or => two(out, a, b, |x, y| truth(x != 0.0 || y != 0.0)),
-        Op::Xor => two(out, a, b, |x, y| truth((x != 0.0) != (y != 0.0))),
-        Op::ReluGradient => two(out, a, b, |dy, y| if y > 0.0 { dy } else { 0.0 }),
-        Op::GeluGradient => two(out, a, b, |dy, x| dy * math::gelu_slope::<FMA>(x)),
-        Op::GeluTanhGradient => two(out, a, b, |dy, x| dy * math::gelu_tanh_slope::<FMA>(x)),
-        Op::SigmoidGradient => two(out, a, b, |dy, y| dy * y * (1.0 - y)),
-        Op::TanhGradient => two(out, a, b, |dy, y| dy * (1.0 - y * y)),
+        Op::IsNan => one!(x => truth(x.is_nan())),
+        Op::Add => two!(x, y => x + y),
+        Op::Sub => two!(x, y => x - y),
+        Op::Mul => two!(x, y => x * y),
+        Op::Div => two!(x, y => x / y),
+        Op::Max => two!(x, y => if x.is_nan() || x > y { x } else { y }),
+        Op::Min => two!(x, y => if x.is_nan() || x < y { x } else { y }),
+        Op::Pow => two!(x, y => libm::pow(f64::from(x), f64::from(y)) as f32),
+        Op::Equal => two!(x, y => truth(x == y)),
+        Op::Less => two!(x, y => truth(x < y)),
+        Op::LessOrEqual => two!(x, y => truth(x <= y)),
+        Op::And => two!(x, y => truth(x != 0.0 && y != 0.0)),
+        Op::Or => two!(x, y => truth(x != 0.0 || y != 0.0)),
+        Op::Xor => two!(x, y => truth((x != 0.0) != (y != 0.0))),
+        Op::ReluGradient => two!(dy, y => if y > 0.0 { dy } else { 0.0 }),
+        Op::GeluGradient => two!(x, y => math::gelu_gradient::<FMA>(x, y)),
+        Op::GeluTanhGradient => two!(x, y => math::gelu_tanh_gradient::<FMA>(x, y)),
         Op::Where => {
-            two(out, a, b, |condition, x| if condition != 0.0 { x } else { 0.0 });
+            two!(condition, x => if condition != 0.0 { x } else { 0.0 });
             out.iter_mut()
                 .zip(a)
                 .zip(c)
                 .for_each(|((out, condition), y)| *out = if *condition != 0.0 { *out } else { *y });
         }
-        Op::MultiplyAdd => {
-            let pairs = out.iter_mut().zip(a).zip(b).zip(c);
-            pairs.for_each(|(((out, a), b), c)| *out = crate::cpu::isa::multiply_add::<FMA>(*a, *b, *c));
-        }
+    }
+}
+
+#[inline(always)]
+fn selu<const FMA: bool>(alpha: f32, gamma: f32, out: &mut [f32], a: &[f32]) {
+    for (out, x) in out.iter_mut().zip(a) {
+        let negative = alpha * (math::exp::<FMA>(*x) - 1.0);
+        *out = gamma * if *x < 0.0 { negative } else { *x };
     }
 }

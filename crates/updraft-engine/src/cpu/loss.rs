@@ -139,5 +139,7 @@ dispatch! {
 
 #[inline(always)]
 fn scaled_probabilities_body<const FMA: bool>(scale: f32, shift: f32, x: &[f32], out: &mut [f32]) {
-    out.iter_mut().zip(x).for_each(|(out, x)| *out = scale * (math::exp::<FMA>(*x) - shift));
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = scale * (math::exp::<FMA>(*x) - shift);
+    }
 }

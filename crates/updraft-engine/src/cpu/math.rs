@@ -160,7 +160,7 @@ pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
 
 /// Derivative of [`gelu`].
 #[inline(always)]
-pub(crate) fn gelu_slope<const FMA: bool>(x: f32) -> f32 {
+fn gelu_slope<const FMA: bool>(x: f32) -> f32 {
     const DENSITY: f32 = 0.398_942_3;
     let cumulative = 0.5 * (1.0 + erf::<FMA>(x * std::f32::consts::FRAC_1_SQRT_2));
     let exponential = exp::<FMA>(-0.5 * x * x);
@@ -171,13 +171,25 @@ pub(crate) fn gelu_slope<const FMA: bool>(x: f32) -> f32 {
 
 /// Derivative of [`gelu_tanh`].
 #[inline(always)]
-pub(crate) fn gelu_tanh_slope<const FMA: bool>(x: f32) -> f32 {
+fn gelu_tanh_slope<const FMA: bool>(x: f32) -> f32 {
     let inner = SQRT_2_OVER_PI * multiply_add::<FMA>(CUBIC * x * x, x, x);
     let s = sigmoid::<FMA>(2.0 * inner);
     let inner_slope = SQRT_2_OVER_PI * multiply_add::<FMA>(3.0 * CUBIC * x, x, 1.0);
     let bell = s * (1.0 - s);
     let tail = if bell == 0.0 { 0.0 } else { 2.0 * x * bell * inner_slope };
     s + tail
+}
+
+/// `dy` times the derivative of [`gelu`].
+#[inline(always)]
+pub(crate) fn gelu_gradient<const FMA: bool>(dy: f32, x: f32) -> f32 {
+    dy * gelu_slope::<FMA>(x)
+}
+
+/// `dy` times the derivative of [`gelu_tanh`].
+#[inline(always)]
+pub(crate) fn gelu_tanh_gradient<const FMA: bool>(dy: f32, x: f32) -> f32 {
+    dy * gelu_tanh_slope::<FMA>(x)
 }
 
 #[cfg(test)]

@@ -91,21 +91,34 @@ fn lines_body<const FMA: bool>(op: RowOp, len: usize, a: &[f32], b: &[f32], out:
         match op {
             RowOp::Softmax => {
                 let max = largest(a);
-                out.iter_mut().zip(a).for_each(|(out, x)| *out = math::exp::<FMA>(*x - max));
+                exp_shifted::<FMA>(max, a, out);
                 let scale = 1.0 / sum(out, |x| x);
-                out.iter_mut().for_each(|out| *out *= scale);
+                for out in out.iter_mut() {
+                    *out *= scale;
+                }
             }
             RowOp::LogSoftmax => log_softmax::<FMA>(a, out),
             RowOp::SoftmaxGradient => {
                 let dot = sum_pairs(a, b, |dy, y| dy * y);
-                out.iter_mut().zip(a).zip(b).for_each(|((out, dy), y)| *out = y * (dy - dot));
+                for ((out, dy), y) in out.iter_mut().zip(a).zip(b) {
+                    *out = y * (dy - dot);
+                }
             }
             RowOp::LogSoftmaxGradient => {
                 let total = sum(a, |dy| dy);
-                let pairs = out.iter_mut().zip(a).zip(b);
-                pairs.for_each(|((out, dy), y)| *out = dy - math::exp::<FMA>(*y) * total);
+                for ((out, dy), y) in out.iter_mut().zip(a).zip(b) {
+                    *out = dy - math::exp::<FMA>(*y) * total;
+                }
             }
         }
+    }
+}
+
+/// `e^(x - shift)`. A loop, not an iterator with a closure: a closure that is not inlined loses the instruction set.
+#[inline(always)]
+fn exp_shifted<const FMA: bool>(shift: f32, x: &[f32], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = math::exp::<FMA>(*x - shift);
     }
 }
 
@@ -113,9 +126,11 @@ fn lines_body<const FMA: bool>(op: RowOp, len: usize, a: &[f32], b: &[f32], out:
 fn log_softmax<const FMA: bool>(x: &[f32], out: &mut [f32]) {
     let max = largest(x);
     // Exponentials go where the results will be: a sum through a function call for each element would not vectorise.
-    out.iter_mut().zip(x).for_each(|(out, x)| *out = math::exp::<FMA>(*x - max));
+    exp_shifted::<FMA>(max, x, out);
     let shift = max + math::log::<FMA>(sum(out, |x| x));
-    out.iter_mut().zip(x).for_each(|(out, x)| *out = *x - shift);
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = *x - shift;
+    }
 }
 
 dispatch! {
@@ -204,10 +219,13 @@ fn normalize_body<const FMA: bool>(
         let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
         let inv_std = 1.0 / (variance + settings.epsilon).sqrt();
         if settings.has_bias {
-            let operands = out.iter_mut().zip(x).zip(scale).zip(bias);
-            operands.for_each(|(((out, x), s), b)| *out = multiply_add::<FMA>((x - mean) * inv_std, *s, *b));
+            for (((out, x), s), b) in out.iter_mut().zip(x).zip(scale).zip(bias) {
+                *out = multiply_add::<FMA>((x - mean) * inv_std, *s, *b);
+            }
         } else {
-            out.iter_mut().zip(x).zip(scale).for_each(|((out, x), s)| *out = (x - mean) * inv_std * s);
+            for ((out, x), s) in out.iter_mut().zip(x).zip(scale) {
+                *out = (x - mean) * inv_std * s;
+            }
         }
         if let Some(slot) = means.get_mut(row) {
             *slot = mean;
@@ -318,10 +336,14 @@ fn layer_norm_gradient_body<const FMA: bool>(
         }
         let Some(dx) = dx.get_mut(row * len..(row + 1) * len) else { continue };
         // First the gradient of the normalised row, which later passes read from the cache.
-        dx.iter_mut().zip(dy).zip(scale).for_each(|((g, dy), s)| *g = dy * s);
+        for ((g, dy), s) in dx.iter_mut().zip(dy).zip(scale) {
+            *g = dy * s;
+        }
         let total = sum(dx, |g| g) / count;
         let product = sum_pairs(dx, x, |g, x| g * ((x - mean) * inv_std)) / count;
-        dx.iter_mut().zip(x).for_each(|(g, x)| *g = inv_std * (*g - total - (x - mean) * inv_std * product));
+        for (g, x) in dx.iter_mut().zip(x) {
+            *g = inv_std * (*g - total - (x - mean) * inv_std * product);
+        }
     }
 }
 
