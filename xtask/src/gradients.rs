@@ -31,8 +31,11 @@ pub(crate) struct Arguments {
     networks: Vec<String>,
 }
 
-/// Networks of the zoo, small where their size says nothing new, and the share of label smoothing.
-const NETWORKS: &[(&str, &[(&str, usize)], f32)] = &[
+/// A network's name, its settings, and the share of label smoothing.
+type Network = (&'static str, &'static [(&'static str, usize)], f32);
+
+/// Networks of the zoo, small where their size says nothing new.
+const NETWORKS: &[Network] = &[
     ("mlp", &[], 0.0),
     ("small-cnn", &[], 0.1),
     ("resnet8", &[], 0.0),

@@ -13,10 +13,13 @@ pub const MERGE_COMMON: Pass = Pass { name: "merge common", promise: Promise::Ex
 /// Initializers up to this size are compared: those that nodes are told apart by are shapes, axes and scalars.
 const CONSTANT_BYTES_MAX: usize = 4096;
 
+/// Domain, operator and operands: nodes that differ in these are not compared.
+type Key = (String, String, Vec<Option<ValueId>>);
+
 fn merge_common(graph: &mut Graph, report: &mut Report) -> Result<(), PassError> {
     let names = FixedNames::of(graph);
     merge_constants(graph, &names, report);
-    let mut seen: HashMap<(String, String, Vec<Option<ValueId>>), Vec<Node>> = HashMap::new();
+    let mut seen: HashMap<Key, Vec<Node>> = HashMap::new();
     for id in graph.order()? {
         let node = graph.node(id).clone();
         if has_subgraph(&node) || is_random(&node) {

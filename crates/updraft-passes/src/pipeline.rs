@@ -9,7 +9,7 @@ use crate::affine::{FOLD_BATCH_NORM, MERGE_BIAS};
 use crate::common::MERGE_COMMON;
 use crate::fold::FOLD_CONSTANTS;
 use crate::identity::DROP_IDENTITIES;
-use crate::training::{StateEntry, TrainingOptions, attach_loss, draft};
+use crate::training::{Interface, TrainingOptions, attach_loss, draft};
 use crate::{Pass, PassError, Promise, Report};
 
 /// A pass failed, or left a wrong graph behind.
@@ -128,10 +128,7 @@ pub const INFERENCE: &[Pass] = &[
 ];
 
 /// A model into its training step.
-pub(crate) fn training(
-    pipeline: &mut Pipeline,
-    options: &TrainingOptions,
-) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PipelineError> {
+pub(crate) fn training(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Interface, PipelineError> {
     // Every pass and gradient rule knows one form of each operator.
     pipeline.run(UPGRADE)?;
     // Parameters become inputs before anything is folded: folding must not see them as constants.

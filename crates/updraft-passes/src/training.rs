@@ -108,7 +108,7 @@ pub struct TrainingStep {
 pub fn build(model: &Graph, options: &TrainingOptions) -> Result<TrainingStep, PipelineError> {
     let mut graph = model.clone();
     let mut pipeline = Pipeline::new(&mut graph);
-    let (state, batch_inputs, outputs) = pipeline::training(&mut pipeline, options)?;
+    let Interface { state, batch_inputs, outputs } = pipeline::training(&mut pipeline, options)?;
     let reports = pipeline.finish();
     Ok(TrainingStep { graph, state, batch_inputs, outputs, reports })
 }
@@ -137,6 +137,13 @@ pub fn export(model: &Graph, state: impl IntoIterator<Item = (String, Tensor)>) 
         graph.set_constant(id, Some(tensor));
     }
     Ok(graph)
+}
+
+/// What a step reads, gives and keeps; see [`TrainingStep`].
+pub(crate) struct Interface {
+    state: Vec<StateEntry>,
+    batch_inputs: Vec<String>,
+    outputs: Vec<String>,
 }
 
 /// A step under construction, from stage to stage of the pipeline.
@@ -263,13 +270,13 @@ impl Draft {
         Ok(())
     }
 
-    /// Adds clipping, updates and running statistics; returns state, batch inputs and the outputs' names.
+    /// Adds clipping, updates and running statistics.
     pub(crate) fn update(
         self,
         graph: &mut Graph,
         options: &TrainingOptions,
         report: &mut Report,
-    ) -> Result<(Vec<StateEntry>, Vec<String>, Vec<String>), PassError> {
+    ) -> Result<Interface, PassError> {
         let mut scale = None;
         if let Some(norm_max) = options.clip_norm {
             let (norm, factor) = optimizer::clip(graph, &self.gradients, norm_max)?;
@@ -293,6 +300,6 @@ impl Draft {
             let name = value.name.clone();
             state.push(keep_state(graph, name, initial, StateRole::RunningStatistic, *next)?);
         }
-        Ok((state, self.batch_inputs, outputs))
+        Ok(Interface { state, batch_inputs: self.batch_inputs, outputs })
     }
 }
