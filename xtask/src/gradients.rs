@@ -65,7 +65,7 @@ const TOLERANCE_ENGINE: f64 = 2e-3;
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let python = match &arguments.python {
         Some(python) => python.clone(),
-        None => python::environment(root, "gradients", &["numpy==2.3.5", "onnx==1.23.2", "torch==2.15.0"])?,
+        None => python::environment(root, "gradients", &["numpy==2.4.6", "onnx==1.23.2", "torch==2.15.0"])?,
     };
     let folder = root.join("target/gradients");
     std::fs::create_dir_all(&folder)?;

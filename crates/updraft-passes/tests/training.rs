@@ -186,8 +186,11 @@ fn what_cannot_be_trained_is_an_error_that_says_why() {
     }
 }
 
-/// Networks of the zoo, small where their size says nothing new, and the parameters that their loss does not reach.
-const ZOO: &[(&str, &[(&str, usize)], &[&str])] = &[
+/// A network's name, its settings, and the parameters that its loss does not reach.
+type Network = (&'static str, &'static [(&'static str, usize)], &'static [&'static str]);
+
+/// Networks of the zoo, small where their size says nothing new.
+const ZOO: &[Network] = &[
     ("mlp", &[], &[]),
     ("small-cnn", &[], &[]),
     ("resnet8", &[], &[]),

@@ -296,7 +296,7 @@ impl Grower {
             .shape(x)
             .iter()
             .map(|d| match d.known() {
-                Some(n) if self.drawn % 2 == 0 => n,
+                Some(n) if self.drawn.is_multiple_of(2) => n,
                 _ => 1,
             })
             .collect();
