@@ -7,9 +7,7 @@ use updraft_graph::eval::evaluate;
 use updraft_graph::{DType, Graph, Tensor, ValueId};
 use updraft_passes::gradient::differentiate;
 
-mod random_graph;
-
-use random_graph::{Grown, Pieces, grow, numbers};
+use crate::grow::{Grown, Pieces, grow, numbers};
 
 /// Adds the sum of a fixed weighting of every output, a scalar that depends on all of them.
 fn weighted_sum(graph: &mut Graph) -> ValueId {

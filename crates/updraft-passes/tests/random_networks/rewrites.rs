@@ -7,9 +7,7 @@ use updraft_graph::{DType, Graph, Tensor, ValueType};
 use updraft_passes::pipeline::{INFERENCE, Pipeline, inference};
 use updraft_passes::{Promise, Report};
 
-mod random_graph;
-
-use random_graph::{Grown, Pieces, grow};
+use crate::grow::{Grown, Pieces, grow};
 
 /// Networks of up to 24 pieces, always the same ones.
 fn on_random_graphs(cases: u32, check: impl Fn(&Grown) -> Result<(), TestCaseError>) {
