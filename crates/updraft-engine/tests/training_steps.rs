@@ -11,6 +11,9 @@ use updraft_passes::loss::{CrossEntropy, Loss};
 use updraft_passes::optimizer::{AdamSettings, Optimizer, WeightDecay};
 use updraft_passes::training::{self, TrainingOptions, TrainingStep};
 
+/// Inputs of a run by name.
+type Given = Vec<(String, Tensor)>;
+
 fn gpt(dropout: f64) -> Graph {
     let entry = zoo::find("gpt").unwrap();
     let sizes = [("vocabulary", 19), ("context", 12), ("layers", 2), ("heads", 2), ("width", 24)];
@@ -28,7 +31,7 @@ fn step(model: &Graph, optimizer: Optimizer) -> TrainingStep {
 }
 
 /// The batch and the scalars of step number `number`.
-fn inputs(step: &TrainingStep, number: i64) -> Vec<(String, Tensor)> {
+fn inputs(step: &TrainingStep, number: i64) -> Given {
     let mut out = Vec::new();
     for (i, name) in step.batch_inputs.iter().enumerate() {
         let key = Key::new(3).child_index(number as u64).child_index(i as u64);
@@ -115,7 +118,7 @@ fn wrong_inputs_are_refused_by_name() {
     let engine = CpuEngine::new(1).unwrap();
     let mut session = engine.compile(&step.graph, &CompileOptions { state: state.clone() }).unwrap();
     let good = inputs(&step, 0);
-    let mut refused = |name: &str, change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    let mut refused = |name: &str, change: &dyn Fn(&mut Given)| {
         let mut given = good.clone();
         change(&mut given);
         let given: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (name.as_str(), t)).collect();

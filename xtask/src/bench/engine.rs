@@ -187,8 +187,7 @@ impl Ours {
     fn new(case: &Case, threads: usize) -> Result<Ours, Failure> {
         let step = training_step(case)?;
         let state = step.state.iter().map(|s| (s.input.clone(), s.output.clone())).collect();
-        let session =
-            CpuEngine::new(threads)?.compile(&step.graph, &CompileOptions { state, ..CompileOptions::default() })?;
+        let session = CpuEngine::new(threads)?.compile(&step.graph, &CompileOptions { state })?;
         let key = Key::new(1);
         let size = |name: &str| case.settings.iter().find(|(n, _)| *n == name).map_or(1, |(_, v)| *v);
         let mut batch = Vec::new();

@@ -194,18 +194,18 @@ impl TileKernel for Program {
         let base = scratch.as_mut_ptr();
         let register_at = |register: usize| base.wrapping_add(register * BLOCK);
         for (index, load) in self.loads.iter().enumerate() {
-            if load.access == Access::Scalar {
-                if let Some(register) = self.register(index) {
-                    // SAFETY: a scalar has its element 0; registers lie inside the scratch memory.
-                    let (value, block) = unsafe {
-                        let value = match load.kind {
-                            Kind::F32 => tile.input::<f32>(index, 0..1)[0],
-                            Kind::Bool => f32::from(u8::from(tile.input::<u8>(index, 0..1)[0] != 0)),
-                        };
-                        (value, std::slice::from_raw_parts_mut(register_at(register), BLOCK))
+            if load.access == Access::Scalar
+                && let Some(register) = self.register(index)
+            {
+                // SAFETY: a scalar has its element 0; registers lie inside the scratch memory.
+                let (value, block) = unsafe {
+                    let value = match load.kind {
+                        Kind::F32 => tile.input::<f32>(index, 0..1)[0],
+                        Kind::Bool => f32::from(u8::from(tile.input::<u8>(index, 0..1)[0] != 0)),
                     };
-                    block.fill(value);
-                }
+                    (value, std::slice::from_raw_parts_mut(register_at(register), BLOCK))
+                };
+                block.fill(value);
             }
         }
         let mut at = start;

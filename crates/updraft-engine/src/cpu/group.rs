@@ -164,7 +164,11 @@ fn join<'a>(parts: impl Iterator<Item = &'a String>, separator: &str) -> String 
 /// Whether a layout of a storage of so many elements reads, for each unit, elements of that unit's part only.
 fn is_local(layout: &Layout, lead: &[usize], elements: usize) -> bool {
     let units: usize = lead.iter().product();
-    if units == 0 || elements % units != 0 || layout.shape.len() < lead.len() || layout.shape[..lead.len()] != *lead {
+    if units == 0
+        || !elements.is_multiple_of(units)
+        || layout.shape.len() < lead.len()
+        || layout.shape[..lead.len()] != *lead
+    {
         return false;
     }
     let unit = elements / units;

@@ -136,7 +136,7 @@ impl Pool {
         if self.threads == 1 || count <= 1 {
             (0..count).for_each(work);
         } else {
-            (0..count).into_par_iter().with_max_len(1).for_each(|i| work(i));
+            (0..count).into_par_iter().with_max_len(1).for_each(&work);
         }
     }
 

@@ -486,10 +486,10 @@ impl<'g> Lowering<'g> {
         }
         // Only now: making one input contiguous may have moved another that is the same value.
         for (index, value) in node.inputs.iter().enumerate() {
-            if let Some(v) = value {
-                if !strided.contains(&index) {
-                    inputs[index] = Some(self.fixed(*v)?);
-                }
+            if let Some(v) = value
+                && !strided.contains(&index)
+            {
+                inputs[index] = Some(self.fixed(*v)?);
             }
         }
         let mut outputs = Vec::new();

@@ -16,11 +16,14 @@ pub(crate) enum Argument {
     Number(f32),
 }
 
+/// Operations in order, each with its arguments.
+pub(crate) type Operations = Vec<(Op, Vec<Argument>)>;
+
 use Argument::{Input, Number, Result as Made};
 
 /// The operations that compute a node, the last of which makes its output; `None` where it is not elementwise, or of
 /// types other than `f32` and `bool`.
-pub(crate) fn operations(cx: &Build) -> Result<Option<Vec<(Op, Vec<Argument>)>>, OpError> {
+pub(crate) fn operations(cx: &Build) -> Result<Option<Operations>, OpError> {
     let node = cx.view.node;
     let known = |dtype: DType| matches!(dtype, DType::F32 | DType::Bool);
     let [Some((out, _))] = cx.outputs.as_slice() else { return Ok(None) };

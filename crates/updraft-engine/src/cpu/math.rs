@@ -101,7 +101,15 @@ pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     let square = x * x;
     let near = polynomial::<FMA, 7>(
         square,
-        [1.128_379_1, -0.376_126_26, 0.112_835_854, -0.026_853_817, 0.005_188_333_8, -0.000_801_024_2, 7.854_01e-5],
+        [
+            std::f32::consts::FRAC_2_SQRT_PI,
+            -0.376_126_26,
+            0.112_835_854,
+            -0.026_853_817,
+            0.005_188_334,
+            -0.000_801_024_2,
+            7.854_01e-5,
+        ],
     );
     let near = x * near;
     // 1 - erf(x) = exp(-Q(x)); from 4 on that is below half a unit in the last place of 1.
@@ -141,7 +149,7 @@ pub(crate) fn softplus<const FMA: bool>(x: f32) -> f32 {
     positive + ln + if x.is_nan() { x } else { 0.0 }
 }
 
-const SQRT_2_OVER_PI: f32 = 0.797_884_56;
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 /// GELU by the error function.

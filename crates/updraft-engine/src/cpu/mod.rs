@@ -36,6 +36,7 @@ mod batch_norm;
 mod build;
 mod conv;
 mod copy;
+mod dropout;
 mod elementwise;
 mod gather;
 mod group;

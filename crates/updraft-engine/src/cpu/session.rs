@@ -36,6 +36,9 @@ struct State {
     value: Option<Tensor>,
 }
 
+/// What a run returns, and the state tensors that it replaces.
+type RunResult = (Vec<Tensor>, Vec<(usize, Tensor)>);
+
 /// Shapes of the inputs (`None`: not given, the default is taken) and of the state.
 type Signature = (Vec<Option<Vec<usize>>>, Vec<Vec<usize>>);
 
@@ -106,10 +109,10 @@ impl CpuSession {
     /// Makes the plan for these shapes the first in the cache.
     fn plan(&mut self, signature: Signature) -> Result<(), EngineError> {
         if let Some(at) = self.plans.iter().position(|(s, _)| *s == signature) {
-            if at > 0 {
-                if let Some(found) = self.plans.remove(at) {
-                    self.plans.push_front(found);
-                }
+            if at > 0
+                && let Some(found) = self.plans.remove(at)
+            {
+                self.plans.push_front(found);
             }
             return Ok(());
         }
@@ -253,7 +256,7 @@ impl CpuSession {
             heap: vec![None; plan.storages.len()],
             pool: self.pool,
         };
-        let mut work = || -> Result<(Vec<Tensor>, Vec<(usize, Tensor)>), EngineError> {
+        let mut work = || -> Result<RunResult, EngineError> {
             for step in &plan.steps {
                 run.step(step).map_err(|e| EngineError::Node { node: step.label.clone(), message: e.to_string() })?;
                 after_step(step);
