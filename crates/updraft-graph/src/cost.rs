@@ -8,10 +8,9 @@ use std::iter::Sum;
 use std::ops::Add;
 
 use crate::dim::Dim;
-use crate::dtype::DType;
 use crate::graph::{Graph, Node, TensorType, ValueId, ValueType};
 use crate::infer::{InferError, infer};
-use crate::op::{self, Shapes};
+use crate::op::{self, KnownOperand, Shapes};
 
 /// What it takes to run a node or a graph once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,7 +44,7 @@ impl Sum for Cost {
 /// The cost of one node; `None` where an operand's type or shape is not known or the operator is not in the table.
 pub fn of_node(graph: &Graph, node: &Node) -> Option<Cost> {
     let op = op::of_node(graph, node).ok()?;
-    let operands = |values: &[Option<ValueId>]| -> Option<Vec<Option<(DType, Vec<usize>)>>> {
+    let operands = |values: &[Option<ValueId>]| -> Option<Vec<Option<KnownOperand>>> {
         values
             .iter()
             .map(|value| match value {
@@ -56,7 +55,7 @@ pub fn of_node(graph: &Graph, node: &Node) -> Option<Cost> {
     };
     let shapes =
         Shapes { attributes: &node.attributes, inputs: operands(&node.inputs)?, outputs: operands(&node.outputs)? };
-    let bytes = |operands: &[Option<(DType, Vec<usize>)>]| -> Option<u64> {
+    let bytes = |operands: &[Option<KnownOperand>]| -> Option<u64> {
         operands.iter().flatten().try_fold(0u64, |sum, (dtype, shape)| {
             let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64))?;
             sum.checked_add(elements.checked_mul(dtype.size_in_memory() as u64)?)

@@ -142,7 +142,7 @@ impl Tensor {
         if size == 0 {
             return Err(TensorError::DType { expected: DType::U8, found: dtype });
         }
-        if bytes.len() % size != 0 || bytes.len() / size != expected {
+        if !bytes.len().is_multiple_of(size) || bytes.len() / size != expected {
             return Err(TensorError::Length { shape: shape.to_vec(), dtype, expected, found: bytes.len() / size });
         }
         Ok(Tensor { dtype, shape: shape.to_vec(), data: Data::Bytes(Arc::new(Buffer::from_slice(bytes))) })

@@ -143,11 +143,10 @@ fn eval_gather_gradient(cx: &Eval) -> Evaluated {
 
 fn infer_gather_elements(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     let (data, indices) = (cx.input(0, "data")?, cx.input(1, "indices")?);
-    if let (Some(a), Some(b)) = (data.rank(), indices.rank()) {
-        if a != b {
+    if let (Some(a), Some(b)) = (data.rank(), indices.rank())
+        && a != b {
             return Err(OpError::shape(format!("data of rank {a} and indices of rank {b} must have one rank")));
         }
-    }
     Ok(vec![Fact { dtype: data.dtype, shape: indices.shape.clone(), content: None }])
 }
 
@@ -278,7 +277,8 @@ fn put(data: &Tensor, updates: &Tensor, targets: &[usize], reduction: &str) -> R
         }
         return pick(&[data, updates], data.shape(), sources.into_iter());
     }
-    let (floats, integers): (fn(f64, f64) -> f64, fn(i128, i128) -> i128) = match reduction {
+    type Steps = (fn(f64, f64) -> f64, fn(i128, i128) -> i128);
+    let (floats, integers): Steps = match reduction {
         "add" => (|a, b| a + b, i128::wrapping_add),
         "mul" => (|a, b| a * b, i128::wrapping_mul),
         "max" => (larger, i128::max),

@@ -17,6 +17,7 @@ use crate::tensor::{Tensor, TensorError, element_count};
 pub mod activation;
 pub mod attention;
 pub mod cast;
+pub mod columns;
 mod context;
 pub mod control;
 pub mod conv;
@@ -44,6 +45,7 @@ pub mod select;
 pub mod shape;
 pub mod signal;
 pub mod softmax;
+pub mod text;
 pub mod trigonometric;
 pub mod window;
 
@@ -60,15 +62,15 @@ pub struct Op {
     /// How many inputs and outputs it takes.
     pub arity: Arity,
     /// Types and shapes of the outputs.
-    pub infer: fn(&Infer) -> Result<Vec<Fact>, OpError>,
+    pub infer: InferRule,
     /// The outputs, computed by definition.
-    pub eval: Rule<fn(&Eval) -> Result<Vec<Tensor>, OpError>>,
+    pub eval: Rule<EvalRule>,
     /// The gradient with respect to each input, as values of the graph.
     pub gradient: Rule<GradientRule>,
     /// Floating-point (or integer) operations for given shapes; a multiply-add is two.
     pub flops: fn(&Shapes) -> u64,
     /// Relations between axes of inputs and outputs.
-    pub channels: Rule<fn(&Infer) -> Result<Vec<Link>, OpError>>,
+    pub channels: Rule<LinkRule>,
 }
 
 impl Op {
@@ -78,8 +80,8 @@ impl Op {
         name: &'static str,
         versions: &'static [u32],
         arity: Arity,
-        infer: fn(&Infer) -> Result<Vec<Fact>, OpError>,
-        eval: fn(&Eval) -> Result<Vec<Tensor>, OpError>,
+        infer: InferRule,
+        eval: EvalRule,
     ) -> Op {
         Op {
             name,
@@ -103,7 +105,7 @@ impl Op {
         Op { arity, ..self }
     }
 
-    const fn infer(self, infer: fn(&Infer) -> Result<Vec<Fact>, OpError>) -> Op {
+    const fn infer(self, infer: InferRule) -> Op {
         Op { infer, ..self }
     }
 
@@ -119,7 +121,7 @@ impl Op {
         Op { flops, ..self }
     }
 
-    const fn channels(self, channels: fn(&Infer) -> Result<Vec<Link>, OpError>) -> Op {
+    const fn channels(self, channels: LinkRule) -> Op {
         Op { channels: Rule::Is(channels), ..self }
     }
 
@@ -127,6 +129,15 @@ impl Op {
         Op { channels: Rule::None(reason), ..self }
     }
 }
+
+/// Works out types and shapes of the outputs.
+pub type InferRule = fn(&Infer) -> Result<Vec<Fact>, OpError>;
+
+/// Computes the outputs by definition.
+pub type EvalRule = fn(&Eval) -> Result<Vec<Tensor>, OpError>;
+
+/// Finds the relations between axes.
+pub type LinkRule = fn(&Infer) -> Result<Vec<Link>, OpError>;
 
 /// Builds nodes that compute the gradient of each input (`None` where there is none) from those of the outputs.
 pub type GradientRule = fn(&mut Gradient) -> Result<Vec<Option<crate::graph::ValueId>>, OpError>;
@@ -156,14 +167,17 @@ impl<T: Copy> Rule<T> {
     }
 }
 
+/// Element type and shape of an operand that is there.
+pub type KnownOperand = (DType, Vec<usize>);
+
 /// Known shapes and types of a node's operands, for counting work.
 pub struct Shapes<'a> {
     /// The node's attributes.
     pub attributes: &'a Attributes,
     /// Element type and shape of each input; `None` where left out.
-    pub inputs: Vec<Option<(DType, Vec<usize>)>>,
+    pub inputs: Vec<Option<KnownOperand>>,
     /// Element type and shape of each output; `None` where not wanted.
-    pub outputs: Vec<Option<(DType, Vec<usize>)>>,
+    pub outputs: Vec<Option<KnownOperand>>,
 }
 
 impl Shapes<'_> {
@@ -178,7 +192,7 @@ impl Shapes<'_> {
     }
 }
 
-fn len(operand: Option<&Option<(DType, Vec<usize>)>>) -> u64 {
+fn len(operand: Option<&Option<KnownOperand>>) -> u64 {
     operand.and_then(Option::as_ref).map_or(0, |(_, shape)| shape.iter().map(|d| *d as u64).product())
 }
 
@@ -332,6 +346,8 @@ const FAMILIES: &[&[Op]] = &[
     gather::OPS,
     random::OPS,
     control::OPS,
+    text::OPS,
+    columns::OPS,
     cut::OPS,
     matmul::OPS,
     conv::OPS,

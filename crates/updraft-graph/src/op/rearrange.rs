@@ -243,11 +243,10 @@ fn infer_concat(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     for index in 0..cx.inputs.len() {
         let x = cx.input(index, "a tensor")?;
         fact.dtype = fact.dtype.or(x.dtype);
-        if let (Some(a), Some(b)) = (fact.dtype, x.dtype) {
-            if a != b {
+        if let (Some(a), Some(b)) = (fact.dtype, x.dtype)
+            && a != b {
                 return Err(OpError::dtype(format!("input {index} is {b}, but the inputs before it are {a}")));
             }
-        }
         let Some(shape) = &x.shape else {
             all_known = false;
             continue;

@@ -136,7 +136,8 @@ mod tests {
             ("width", number(128)),
             ("bias", Setting::Flag(false)),
         ];
-        let rows: [(&str, &[(&str, Setting)], u64, &str); 10] = [
+        type Counted<'a> = (&'a str, &'a [(&'a str, Setting)], u64, &'a str);
+        let rows: [Counted; 10] = [
             ("mlp", &[], 784 * 256 + 256 + 256 * 10 + 10, "by the formula"),
             ("small-cnn", &pytorch_mnist_example, 1_199_882, "pytorch/examples mnist"),
             // MLPerf Tiny counts the running statistics too: 78,666 with 2 x 240 of them.

@@ -140,7 +140,7 @@ pub(super) const ROWS: &[Row] = &[
     Row("GroupNormalization", |d| {
         let made = normalized(d, 2);
         let channels = made.inputs[1].as_ref().map_or(1, Tensor::len);
-        let groups = if channels % 2 == 0 { 2 } else { 1 };
+        let groups = if channels.is_multiple_of(2) { 2 } else { 1 };
         made.with("num_groups", groups).with("stash_type", 11)
     }),
     Row("LayerNormalization", |d| rows(d, 2).outputs(3).counted(&[0])),
