@@ -99,6 +99,7 @@ pub fn input_symbols(graph: &Graph) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
     use crate::tensor::Tensor;
 
     #[test]

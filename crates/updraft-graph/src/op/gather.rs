@@ -144,9 +144,10 @@ fn eval_gather_gradient(cx: &Eval) -> Evaluated {
 fn infer_gather_elements(cx: &Infer) -> Result<Vec<Fact>, OpError> {
     let (data, indices) = (cx.input(0, "data")?, cx.input(1, "indices")?);
     if let (Some(a), Some(b)) = (data.rank(), indices.rank())
-        && a != b {
-            return Err(OpError::shape(format!("data of rank {a} and indices of rank {b} must have one rank")));
-        }
+        && a != b
+    {
+        return Err(OpError::shape(format!("data of rank {a} and indices of rank {b} must have one rank")));
+    }
     Ok(vec![Fact { dtype: data.dtype, shape: indices.shape.clone(), content: None }])
 }
 

@@ -76,13 +76,7 @@ pub struct Op {
 impl Op {
     /// An operator of ONNX's own set. What follows is still to be stated: a gradient and links, or reasons why there
     /// are none.
-    const fn onnx(
-        name: &'static str,
-        versions: &'static [u32],
-        arity: Arity,
-        infer: InferRule,
-        eval: EvalRule,
-    ) -> Op {
+    const fn onnx(name: &'static str, versions: &'static [u32], arity: Arity, infer: InferRule, eval: EvalRule) -> Op {
         Op {
             name,
             domain: "",

@@ -244,9 +244,10 @@ fn infer_concat(cx: &Infer) -> Result<Vec<Fact>, OpError> {
         let x = cx.input(index, "a tensor")?;
         fact.dtype = fact.dtype.or(x.dtype);
         if let (Some(a), Some(b)) = (fact.dtype, x.dtype)
-            && a != b {
-                return Err(OpError::dtype(format!("input {index} is {b}, but the inputs before it are {a}")));
-            }
+            && a != b
+        {
+            return Err(OpError::dtype(format!("input {index} is {b}, but the inputs before it are {a}")));
+        }
         let Some(shape) = &x.shape else {
             all_known = false;
             continue;

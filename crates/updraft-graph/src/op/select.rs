@@ -78,9 +78,10 @@ fn infer_top_k(cx: &Infer) -> Result<Vec<Fact>, OpError> {
             let axis = resolve_axis(cx.attributes().int("axis", -1)?, shape.len())?;
             let k = wanted(cx)?.unwrap_or(Dim::Unknown);
             if let (Some(k), Some(size)) = (k.known(), shape[axis].known())
-                && k > size {
-                    return Err(OpError::value(format!("the top {k} of {size} elements along axis {axis}")));
-                }
+                && k > size
+            {
+                return Err(OpError::value(format!("the top {k} of {size} elements along axis {axis}")));
+            }
             let mut shape = shape.clone();
             shape[axis] = k;
             Some(shape)

@@ -72,8 +72,11 @@ fn eval_split(cx: &Eval) -> Evaluated {
         Some(n) => usize::try_from(n).map_err(|_| OpError::attribute("maxsplit", format!("is {n}")))?,
         None => usize::MAX,
     };
-    let lists: Vec<Vec<&str>> =
-        x.strings()?.iter().map(|text| Ok(split(utf8(text)?, delimiter, splits_max))).collect::<Result<_, OpError>>()?;
+    let lists: Vec<Vec<&str>> = x
+        .strings()?
+        .iter()
+        .map(|text| Ok(split(utf8(text)?, delimiter, splits_max)))
+        .collect::<Result<_, OpError>>()?;
     let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
     let counts: Vec<i64> = lists.iter().map(|list| list.len() as i64).collect();
     let part = |list: &Vec<&str>, i: usize| list.get(i).map_or(Vec::new(), |part| part.as_bytes().to_vec());
@@ -97,7 +100,9 @@ fn change_case(cx: &OpView) -> Result<fn(&str) -> String, OpError> {
         "NONE" => Ok(str::to_owned),
         "LOWER" => Ok(str::to_lowercase),
         "UPPER" => Ok(str::to_uppercase),
-        other => Err(OpError::attribute("case_change_action", format!("must be NONE, LOWER or UPPER, found {other:?}"))),
+        other => {
+            Err(OpError::attribute("case_change_action", format!("must be NONE, LOWER or UPPER, found {other:?}")))
+        }
     }
 }
 

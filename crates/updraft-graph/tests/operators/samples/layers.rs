@@ -125,6 +125,16 @@ fn reduced_loss(d: &mut Draw) -> Sample {
 pub(super) const ROWS: &[Row] = &[
     Row("MatMul", matrices),
     Row("Gemm", gemm),
+    Row("Einsum", |d| {
+        let [b, i, j, k] = [d.size(), d.size(), d.size(), d.size()];
+        let (equation, shapes): (&str, &[&[usize]]) = match d.below(4) {
+            0 => ("ij,jk->ik", &[&[i, j], &[j, k]]),
+            1 => ("bij,bkj->bik", &[&[b, i, j], &[b, k, j]]),
+            2 => ("ij->j", &[&[i, j]]),
+            _ => ("i,i->", &[&[i], &[i]]),
+        };
+        sample(shapes.iter().map(|shape| d.normal(shape)).collect()).with("equation", equation)
+    }),
     Row("Conv", convolution),
     Row("ConvTranspose", transposed_convolution),
     Row("MaxPool", |d| pool(d, Draw::distinct)),
