@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
-use crate::verb::{inspect, lineage, new};
+use crate::verb::{bench, eval, generate, infer, inspect, lineage, new, run, train};
 
 /// Trains, evaluates and runs neural networks on ONNX models.
 ///
@@ -50,6 +50,12 @@ pub struct Global {
 pub enum Verb {
     New(new::Args),
     Inspect(inspect::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Infer(infer::Args),
+    Bench(bench::Args),
+    Generate(generate::Args),
+    Run(run::Args),
     Lineage(lineage::Args),
 }
 
@@ -59,6 +65,12 @@ impl Verb {
         match self {
             Verb::New(args) => new::run(args, context),
             Verb::Inspect(args) => inspect::run(args, context),
+            Verb::Train(args) => train::run(args, context),
+            Verb::Eval(args) => eval::run(args, context),
+            Verb::Infer(args) => infer::run(args, context),
+            Verb::Bench(args) => bench::run(args, context),
+            Verb::Generate(args) => generate::run(args, context),
+            Verb::Run(args) => run::run(args, context),
             Verb::Lineage(args) => lineage::run(args, context),
         }
     }

@@ -14,4 +14,6 @@ pub mod verb;
 
 mod model;
 mod output;
+mod report;
+mod stage;
 mod table;

@@ -4,9 +4,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use updraft_base::Digest;
+use updraft_engine::{CompileOptions, CpuEngine, Engine, Session};
 use updraft_graph::onnx::{self, ReadOptions, WriteOptions};
 use updraft_graph::zoo::{self, Options, Setting};
-use updraft_graph::{Graph, Model, ValueId, infer};
+use updraft_graph::{Graph, Model, ValueId, check, infer, upgrade};
+use updraft_passes::pipeline;
 
 use crate::failure::{Failure, Kind};
 
@@ -29,7 +31,8 @@ pub(crate) struct LoadedModel {
     pub(crate) size_bytes: u64,
 }
 
-/// Reads and checks an ONNX file, with data that it keeps in files beside it.
+/// Reads and checks an ONNX file, with data that it keeps in files beside it, and brings it to the operator set that all
+/// else is written for.
 pub(crate) fn load(path: &Path) -> Result<LoadedModel, Failure> {
     let bytes = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
     let model = decode(&bytes, path)?;
@@ -42,6 +45,10 @@ pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<Model, Failure> {
     let fetch = |location: &str, offset: u64, len: u64| fetch(&folder.join(location), offset, len);
     let bad = |e: &dyn std::error::Error| Failure::of(Kind::Input, e).about(path);
     let mut model = onnx::read(bytes, &ReadOptions { external: Some(&fetch) }).map_err(|e| bad(&e))?;
+    check::check_model(&model).map_err(|e| bad(&e))?;
+    // One form from here on, so that nothing else has to know what older versions meant.
+    upgrade::inline_functions(&mut model).map_err(|e| bad(&e))?;
+    upgrade::upgrade_model(&mut model).map_err(|e| bad(&e))?;
     infer::infer(&mut model.graph).map_err(|e| bad(&e))?;
     Ok(model)
 }
@@ -101,4 +108,11 @@ pub(crate) fn parse_setting(entry: &zoo::Entry, text: &str) -> Result<(String, S
         None if option.is_none() => Ok((name.to_owned(), Setting::Flag(true))),
         None => Err(usage(format!("option `{name}` takes a value like `{}`, found `{value}`", kind))),
     }
+}
+
+/// A model ready to answer: rewritten for inference and compiled.
+pub(crate) fn compile(graph: &Graph, threads: usize) -> Result<Box<dyn Session>, Failure> {
+    let mut graph = graph.clone();
+    pipeline::inference(&mut graph).map_err(|e| Failure::of(Kind::Unsupported, &e))?;
+    Ok(CpuEngine::new(threads)?.compile(&graph, &CompileOptions::default())?)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use updraft_base::clock::Clock;
 use updraft_base::units;
+use updraft_train::{Event, Observer};
 
 /// Time between two lines of one task where there is no terminal: a log of an hour stays a few hundred lines.
 const LINE_INTERVAL_NS: u64 = 10_000_000_000;
@@ -113,6 +114,52 @@ impl Task<'_> {
     pub fn finish(self) {
         if let TaskForm::Bar(bar) = &self.form {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows a training run.
+pub struct TrainingProgress<'a> {
+    progress: &'a Progress<'a>,
+    task: Task<'a>,
+}
+
+impl<'a> TrainingProgress<'a> {
+    /// A run of so many steps.
+    pub fn new(progress: &'a Progress<'a>, steps: u64) -> TrainingProgress<'a> {
+        TrainingProgress { progress, task: progress.task("train", steps, "steps") }
+    }
+
+    /// Ends the display.
+    pub fn finish(self) {
+        self.task.finish();
+    }
+}
+
+impl Observer for TrainingProgress<'_> {
+    fn observe(&mut self, event: &Event) {
+        match event {
+            Event::Resumed { step, checkpoint } => {
+                self.task.skip_to(*step);
+                self.progress.note(&format!("train: goes on after step {step} from checkpoint {}", checkpoint.short()));
+            }
+            Event::Unreadable { checkpoint, reason } => {
+                let short = checkpoint.short();
+                self.progress
+                    .note(&format!("train: checkpoint {short} cannot be read ({reason}); an older one serves"));
+            }
+            Event::Stepped { step, loss, learning_rate, .. } => {
+                self.task.at(*step, || format!("loss {loss:.4}, learning rate {learning_rate:.2e}"));
+            }
+            Event::Evaluated { step, metrics, is_best } => {
+                let accuracy = metrics.accuracy.map(|a| format!(", accuracy {:.2} %", 100.0 * a)).unwrap_or_default();
+                let best = if *is_best { ", best so far" } else { "" };
+                self.progress.note(&format!("train: step {step}, validation loss {:.4}{accuracy}{best}", metrics.loss));
+            }
+            Event::Saved { .. } => {}
+            Event::Stopped { step, evaluations } => {
+                self.progress.note(&format!("train: stops at step {step}: no better for {evaluations} evaluations"));
+            }
         }
     }
 }

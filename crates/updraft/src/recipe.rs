@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use updraft_data::{DatasetConfig, Shuffle};
 
+mod convert;
 mod error;
 
 pub use error::RecipeError;
@@ -118,9 +119,9 @@ pub struct TrainSection {
     /// The norm that all gradients together are clipped to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f32>,
-    /// Evaluation on the validation data while training.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validate: Option<ValidateSection>,
+    /// Evaluation on the validation data, where there is any, while training.
+    #[serde(default)]
+    pub validate: ValidateSection,
     /// When to stop before all steps are done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStoppingSection>,
@@ -290,17 +291,16 @@ pub struct WeightDecaySection {
 }
 
 /// Evaluation while training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct ValidateSection {
     /// Steps from one evaluation to the next; without it, once an epoch. One follows the last step in any case.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
     /// Samples of a batch; without it, that of training.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// What evaluations are compared by.
-    #[serde(default)]
     pub best_by: BestBy,
 }
 
@@ -441,20 +441,23 @@ fn check(recipe: &Recipe) -> Result<(), (&'static str, String)> {
     if recipe.evaluate.batch == 0 {
         return Err(("evaluate.batch", "must be at least 1".into()));
     }
-    if train.validate.as_ref().is_some_and(|v| v.batch == Some(0)) {
+    if train.validate.batch == Some(0) {
         return Err(("train.validate.batch", "must be at least 1".into()));
     }
-    if train.validate.as_ref().is_some_and(|v| v.every_steps == Some(0)) {
+    if train.validate.every_steps == Some(0) {
         return Err(("train.validate.every_steps", "must be at least 1".into()));
     }
     if train.checkpoint.every_seconds.is_some_and(|s| !(0.0..=1e9).contains(&s)) {
         return Err(("train.checkpoint.every_seconds", "must be a number of seconds from 0 to 1e9".into()));
     }
-    if train.validate.is_some() && recipe.data.validation.is_none() {
+    if train.validate != ValidateSection::default() && recipe.data.validation.is_none() {
         return Err(("train.validate", "needs `[data.validation]`".into()));
     }
-    if train.early_stopping.is_some() && train.validate.is_none() {
-        return Err(("train.early_stopping", "needs `[train.validate]`".into()));
+    if train.early_stopping.is_some() && recipe.data.validation.is_none() {
+        return Err(("train.early_stopping", "needs `[data.validation]`".into()));
+    }
+    if train.checkpoint.every_steps == Some(0) {
+        return Err(("train.checkpoint.every_steps", "must be at least 1".into()));
     }
     match (&recipe.model.zoo, &recipe.model.onnx) {
         (Some(_), Some(_)) => Err(("model.onnx", "and `zoo` exclude each other".into())),

@@ -1,5 +1,11 @@
 //! One file for each verb.
 
+pub mod bench;
+pub mod eval;
+pub mod generate;
+pub mod infer;
 pub mod inspect;
 pub mod lineage;
 pub mod new;
+pub mod run;
+pub mod train;

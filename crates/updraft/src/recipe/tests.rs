@@ -61,7 +61,11 @@ fn wrong_values_are_named_with_line_and_what_is_wrong() {
         ("batch = 4", "batch = \"x\"", "updraft.toml:10: invalid type: string \"x\", expected usize"),
         ("batch = 4", "batch = ", "updraft.toml:10:"),
         ("zoo = \"mlp\"", "zoo = \"mlp\"\nonnx = \"a\"", "updraft.toml:4: `model.onnx` and `zoo` exclude each other"),
-        ("steps = 10", "steps = 10\nvalidate = {}", "updraft.toml:10: `train.validate` needs `[data.validation]`"),
+        (
+            "steps = 10",
+            "steps = 10\nvalidate = { every_steps = 5 }",
+            "updraft.toml:10: `train.validate` needs `[data.validation]`",
+        ),
     ];
     for (from, to, expected) in rows {
         let found = message(from, to);

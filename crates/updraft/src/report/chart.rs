@@ -1,0 +1,103 @@
+//! Line charts as SVG. Colours come from the page's style sheet, so that they follow light and dark.
+
+use maud::{Markup, html};
+
+/// One line, or a row of dots on a line.
+pub(super) struct Series<'a> {
+    pub(super) name: &'a str,
+    /// A class of the style sheet: `a` or `b`.
+    pub(super) class: &'a str,
+    pub(super) has_dots: bool,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 300.0;
+const LEFT: f64 = 56.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 34.0;
+const BOTTOM: f64 = 40.0;
+
+/// A chart of some series over a common horizontal axis that starts at 0.
+pub(super) fn line_chart(title: &str, x_label: &str, series: &[Series], show_y: fn(f64) -> String) -> Markup {
+    let points = || series.iter().flat_map(|s| s.points.iter().copied());
+    let x_max = points().map(|(x, _)| x).fold(1.0, f64::max);
+    let (low, high) = points().fold((f64::MAX, f64::MIN), |(low, high), (_, y)| (low.min(y), high.max(y)));
+    let y_ticks = ticks(low, high);
+    let (y_min, y_max) = (y_ticks.first().copied().unwrap_or(0.0), y_ticks.last().copied().unwrap_or(1.0));
+    let x_at = |x: f64| LEFT + x / x_max * (WIDTH - LEFT - RIGHT);
+    let y_at = |y: f64| TOP + (y_max - y) / (y_max - y_min) * (HEIGHT - TOP - BOTTOM);
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) {
+            text.title x=(LEFT) y="18" { (title) }
+            @for y in &y_ticks {
+                line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y)));
+                text.tick.end x=(LEFT - 8.0) y=(at(y_at(*y) + 4.0)) { (show_y(*y)) }
+            }
+            @for x in ticks(0.0, x_max).into_iter().filter(|x| *x <= x_max) {
+                text.tick.middle x=(at(x_at(x))) y=(HEIGHT - BOTTOM + 18.0) { (x) }
+            }
+            text.tick.middle x=((LEFT + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) { (x_label) }
+            @for (i, s) in series.iter().enumerate() {
+                polyline.line.(s.class) points=(s.points.iter().map(|(x, y)| format!("{},{}", at(x_at(*x)), at(y_at(*y)))).collect::<Vec<_>>().join(" "));
+                @if s.has_dots {
+                    @for (x, y) in &s.points {
+                        circle.dot.(s.class) cx=(at(x_at(*x))) cy=(at(y_at(*y))) r="3.5" {
+                            title { (s.name) " at " (x) ": " (show_y(*y)) }
+                        }
+                    }
+                }
+                // Names at the right, one beside the other, the last series outermost.
+                @let right = WIDTH - RIGHT - 110.0 * (series.len() - 1 - i) as f64;
+                rect.key.(s.class) x=(right - 104.0) y="11" width="14" height="4" rx="2";
+                text.tick x=(right - 84.0) y="18" { (s.name) }
+            }
+        }
+    }
+}
+
+/// A coordinate, to a tenth of a pixel.
+fn at(coordinate: f64) -> String {
+    format!("{coordinate:.1}")
+}
+
+/// Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`; four to nine of them.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    if !(low.is_finite() && high.is_finite()) || low > high {
+        return vec![0.0, 1.0];
+    }
+    // A flat line gets room above and below.
+    let range = if high - low > 1e-9 * high.abs() { high - low } else { high.abs().max(1e-3) };
+    let power = 10f64.powf((range / 4.0).log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| range / (f * power) <= 7.0).unwrap_or(10.0);
+    let step = factor * power;
+    let (first, last) = ((low / step).floor(), (high / step).ceil());
+    // Whole multiples, so that rounding errors do not add up.
+    let count = (last - first).max(1.0) as usize;
+    (0..=count).map(|i| round((first + i as f64) * step, step)).collect()
+}
+
+/// `value` without what floating point adds behind the digits of `step`.
+fn round(value: f64, step: f64) -> f64 {
+    let digits = (-step.log10().floor()).max(0.0) as i32;
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ticks;
+
+    #[test]
+    fn ticks_are_round_and_hold_the_range() {
+        for (low, high, expected) in [
+            (0.0, 2000.0, vec![0.0, 500.0, 1000.0, 1500.0, 2000.0]),
+            (1.48, 4.2, vec![1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]),
+            (0.97, 0.991, vec![0.97, 0.975, 0.98, 0.985, 0.99, 0.995]),
+            (0.5, 0.5, vec![0.5, 0.6]),
+        ] {
+            assert_eq!(ticks(low, high), expected, "{low} to {high}");
+        }
+        assert_eq!(ticks(f64::MAX, f64::MIN), [0.0, 1.0]);
+    }
+}
