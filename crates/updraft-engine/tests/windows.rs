@@ -292,3 +292,61 @@ fn convolutions_of_many_tiles_agree_with_the_reference() {
         .check();
     }
 }
+
+/// What follows a convolution may be done with it; what others read too may not.
+#[test]
+fn residual_sums_and_activations_after_convolutions_keep_their_meaning() {
+    let key = Key::new(5);
+    let tensor = |salt: u64, shape: &[usize]| {
+        let key = key.child_index(salt);
+        let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| key.normal_f32(i as u64)).collect();
+        Tensor::new(shape, &values).unwrap()
+    };
+    let image = tensor(0, &[2, 4, 9, 9]);
+    let mut graph = Graph::new("residual");
+    let x = graph.add_input("x", ValueType::of(&image)).unwrap();
+    let conv = |graph: &mut Graph, x, salt: u64| {
+        let (w, b) = (tensor(salt, &[4, 4, 3, 3]), tensor(salt + 100, &[4]));
+        let w = graph.add_constant("w", w);
+        let b = graph.add_constant("b", b);
+        graph.op("Conv", &[x, w, b], [("pads", ints([1; 4]))]).unwrap()
+    };
+    let a = conv(&mut graph, x, 1);
+    let a = graph.op("Relu", &[a], []).unwrap();
+    let b = conv(&mut graph, a, 2);
+    let sum = graph.op("Add", &[x, b], []).unwrap();
+    let sum = graph.op("Relu", &[sum], []).unwrap();
+    // Both sides of the sum are convolutions, and nothing follows.
+    let (c, d) = (conv(&mut graph, sum, 3), conv(&mut graph, sum, 4));
+    let both = graph.op("Add", &[c, d], []).unwrap();
+    // The sum of a value with itself, and a residual that is stretched.
+    let e = conv(&mut graph, both, 5);
+    let double = graph.op("Add", &[e, e], []).unwrap();
+    let row = graph.add_constant("row", tensor(6, &[9]));
+    let f = conv(&mut graph, double, 7);
+    let shifted = graph.op("Add", &[f, row], []).unwrap();
+    let (low, high) = (Tensor::scalar(-1f32), Tensor::scalar(2f32));
+    let (low, high) = (graph.add_constant("low", low), graph.add_constant("high", high));
+    let g = conv(&mut graph, shifted, 8);
+    let clipped = graph.op("Clip", &[g, low, high], []).unwrap();
+    // An output that is read again as it is.
+    let h = conv(&mut graph, clipped, 9);
+    let relu = graph.op("Relu", &[h], []).unwrap();
+    for output in [sum, both, clipped, h, relu] {
+        graph.push_output(output);
+    }
+    let given = HashMap::from([("x".to_owned(), image.clone())]);
+    let expected = updraft_graph::eval::evaluate(&graph, &given).unwrap();
+    let engine = CpuEngine::new(2).unwrap();
+    let mut session = engine.compile(&graph, &CompileOptions::default()).unwrap();
+    let found = session.run(&[("x", &image)]).unwrap();
+    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let (found, expected) = (found.to_f64().unwrap(), expected.to_f64().unwrap());
+        let largest = expected.iter().fold(1.0f64, |largest, x| largest.max(x.abs()));
+        // Nine layers of sums of 36 products, each layer's error carried on by the next as its values are.
+        let tolerance = 9.0 * 36.0 * 2f64.powi(-24) * largest;
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= tolerance, "output {index}: {a}, expected {b} within {tolerance:e}");
+        }
+    }
+}

@@ -14,6 +14,7 @@ use updraft_graph::{DType, Graph, Node, NodeId, OpError, Tensor, ValueId};
 use crate::EngineError;
 use crate::cpu::arena::{self, Ends};
 use crate::cpu::build::{self, Build, Built, Operand, Run};
+use crate::cpu::conv::{self, fuse::FusedConv};
 use crate::cpu::elementwise::{Kind, Op};
 use crate::cpu::group::{Group, Member, Work};
 use crate::cpu::layout::Layout;
@@ -65,6 +66,7 @@ pub(crate) fn lower(graph: Graph, sources: &Sources) -> Result<Plan, EngineError
         groups: Vec::new(),
         numbers: HashMap::new(),
         absorbed: vec![false; graph.value_count()],
+        fused_convs: HashMap::new(),
     };
     let order = cx.count_uses(sources)?;
     for (index, value) in sources.inputs.iter().enumerate() {
@@ -74,6 +76,7 @@ pub(crate) fn lower(graph: Graph, sources: &Sources) -> Result<Plan, EngineError
         cx.add_source(*value, Place::State(index));
     }
     cx.find_summed_products(&order);
+    cx.find_fused_convs(&order);
     for id in order {
         let label = graph.node(id).label(&graph);
         cx.lower_node(id).map_err(|e| EngineError::Node { node: label, message: e.to_string() })?;
@@ -133,8 +136,11 @@ pub(crate) struct Lowering<'g> {
     groups: Vec<Option<Group>>,
     /// Constants made for operators' numbers.
     numbers: HashMap<u32, StorageId>,
-    /// Products of matrices that are computed by the node that sums them over the batch.
+    /// Values that the node which reads them computes on the way: products of matrices that are summed over the batch,
+    /// convolutions before a residual sum or an activation.
     absorbed: Vec<bool>,
+    /// By their last node.
+    fused_convs: HashMap<NodeId, FusedConv>,
 }
 
 impl<'g> Lowering<'g> {
@@ -231,10 +237,13 @@ impl<'g> Lowering<'g> {
         Static { storage, dtype, layout }
     }
 
-    fn lower_node(&mut self, id: NodeId) -> Result<(), OpError> {
+    pub(crate) fn lower_node(&mut self, id: NodeId) -> Result<(), OpError> {
         let node = self.graph.node(id);
         if node.outputs.iter().flatten().any(|v| self.absorbed[v.index()]) {
             return Ok(());
+        }
+        if let Some(fused) = self.fused_convs.remove(&id) {
+            return conv::fuse::lower(self, id, &fused);
         }
         let mut is_static = node.outputs.iter().flatten().all(|v| self.facts(*v).is_some());
         for value in node.inputs.iter().flatten() {
@@ -476,8 +485,23 @@ impl<'g> Lowering<'g> {
     }
 
     fn lower_built(&mut self, node: &'g Node, built: Built, strided: &[usize]) -> Result<(), OpError> {
+        self.add_kernel(node.label(self.graph), node.op.clone(), &node.inputs, &node.outputs, built, strided)?;
+        self.read_all(node);
+        Ok(())
+    }
+
+    /// Adds a kernel's work on values, all of which but the `strided` ones it reads contiguous.
+    pub(crate) fn add_kernel(
+        &mut self,
+        label: String,
+        op: String,
+        operands: &[Option<ValueId>],
+        results: &[Option<ValueId>],
+        built: Built,
+        strided: &[usize],
+    ) -> Result<(), OpError> {
         let mut inputs = Vec::new();
-        for (index, value) in node.inputs.iter().enumerate() {
+        for (index, value) in operands.iter().enumerate() {
             inputs.push(match value {
                 Some(v) if strided.contains(&index) => Some(self.fixed(*v)?),
                 Some(v) => Some(self.contiguous(*v)?),
@@ -485,7 +509,7 @@ impl<'g> Lowering<'g> {
             });
         }
         // Only now: making one input contiguous may have moved another that is the same value.
-        for (index, value) in node.inputs.iter().enumerate() {
+        for (index, value) in operands.iter().enumerate() {
             if let Some(v) = value
                 && !strided.contains(&index)
             {
@@ -493,15 +517,13 @@ impl<'g> Lowering<'g> {
             }
         }
         let mut outputs = Vec::new();
-        for value in &node.outputs {
+        for value in results {
             outputs.push(value.and_then(|v| {
                 let (dtype, shape) = self.facts(v)?;
                 Some(self.make(v, dtype, Layout::contiguous(&shape)))
             }));
         }
-        let (label, op) = (node.label(self.graph), node.op.clone());
         self.add_built(label, op, inputs, outputs, built);
-        self.read_all(node);
         Ok(())
     }
 
@@ -592,6 +614,20 @@ impl<'g> Lowering<'g> {
                     self.absorbed[value.index()] = true;
                 }
             }
+        }
+    }
+
+    fn find_fused_convs(&mut self, order: &[NodeId]) {
+        self.fused_convs = conv::fuse::find(self.graph, order, |value| self.uses[value.index()]);
+        for value in self.fused_convs.values().flat_map(|fused| fused.absorbed_values(self.graph)) {
+            self.absorbed[value.index()] = true;
+        }
+    }
+
+    /// Lets nodes be lowered by themselves after all.
+    pub(crate) fn release_absorbed(&mut self, nodes: &[NodeId]) {
+        for value in nodes.iter().flat_map(|id| self.graph.node(*id).outputs.iter().flatten()) {
+            self.absorbed[value.index()] = false;
         }
     }
 

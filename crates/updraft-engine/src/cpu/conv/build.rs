@@ -3,7 +3,7 @@
 use updraft_graph::op::conv::{ConvShape, weight_gradient_shape};
 use updraft_graph::{DType, OpError};
 
-use super::{Conv, ConvGeometry, ConvInputGradient, ConvWeightGradient, Epilogue};
+use super::{Activation, Conv, ConvGeometry, ConvInputGradient, ConvWeightGradient, Epilogue};
 use crate::cpu::build::{Build, Built};
 use crate::cpu::kernel::{Io, Kernel, Pool};
 
@@ -52,8 +52,12 @@ fn expect(what: &str, actual: &[usize], expected: &[usize]) -> Result<(), OpErro
     Err(OpError::shape(format!("{what} has shape {actual:?}, expected {expected:?}")))
 }
 
+/// The input of a fused convolution that is added to its output.
+pub(super) const RESIDUAL: usize = 3;
+
 struct ConvKernel {
     conv: Conv,
+    activation: Activation,
     /// The weights, where they are constant.
     packed: Option<Vec<f32>>,
 }
@@ -61,7 +65,8 @@ struct ConvKernel {
 impl Kernel for ConvKernel {
     fn run(&self, io: &mut Io<'_>, pool: &Pool) -> Result<(), OpError> {
         let scratch = io.scratch::<f32>();
-        let epilogue = Epilogue { bias: io.has(2).then(|| io.input(2)), ..Epilogue::default() };
+        let operand = |index: usize| io.has(index).then(|| io.input(index));
+        let epilogue = Epilogue { bias: operand(2), residual: operand(RESIDUAL), activation: self.activation };
         let (input, output) = (io.input(0), io.output(0));
         match &self.packed {
             Some(packed) => self.conv.run(pool, input, packed, epilogue, scratch, output),
@@ -77,6 +82,11 @@ impl Kernel for ConvKernel {
 
 /// Conv of f32.
 pub(crate) fn conv(cx: &mut Build) -> Result<Option<Built>, OpError> {
+    fused_conv(cx, Activation::None)
+}
+
+/// Conv of f32 whose kernel adds input [`RESIDUAL`], where there is one, and applies an activation.
+pub(super) fn fused_conv(cx: &mut Build, activation: Activation) -> Result<Option<Built>, OpError> {
     if !cx.all_are(DType::F32) {
         return Ok(None);
     }
@@ -96,7 +106,7 @@ pub(crate) fn conv(cx: &mut Build) -> Result<Option<Built>, OpError> {
         None => None,
     };
     let shared = if packed.is_some() { 0 } else { conv.packed_weights_len() };
-    Ok(with_scratch(Built::whole(ConvKernel { conv, packed }), shared, own))
+    Ok(with_scratch(Built::whole(ConvKernel { conv, activation, packed }), shared, own))
 }
 
 struct InputGradientKernel(ConvInputGradient);

@@ -7,6 +7,7 @@
 
 pub(super) mod build;
 mod correlation;
+pub(super) mod fuse;
 mod product;
 mod rows;
 
