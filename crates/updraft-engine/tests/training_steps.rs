@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use updraft_base::random::Key;
 use updraft_engine::{CompileOptions, CpuEngine, Engine, EngineError};
 use updraft_graph::zoo::{self, Setting};
-use updraft_graph::{Graph, Tensor};
+use updraft_graph::{DType, Graph, Tensor};
 use updraft_passes::loss::{CrossEntropy, Loss};
 use updraft_passes::optimizer::{AdamSettings, Optimizer, WeightDecay};
 use updraft_passes::training::{self, TrainingOptions, TrainingStep};
@@ -35,8 +35,20 @@ fn inputs(step: &TrainingStep, number: i64) -> Given {
     let mut out = Vec::new();
     for (i, name) in step.batch_inputs.iter().enumerate() {
         let key = Key::new(3).child_index(number as u64).child_index(i as u64);
-        let values: Vec<i64> = (0..5 * 12).map(|j| key.below(j, 19) as i64).collect();
-        out.push((name.clone(), Tensor::new(&[5, 12], &values).unwrap()));
+        let value = step.graph.find(name).unwrap();
+        let dims = step.graph.shape(value).unwrap().iter().zip([5, 12, 0, 0]);
+        let shape: Vec<usize> = dims.map(|(dim, size)| dim.known().unwrap_or(size)).collect();
+        let count = shape.iter().product::<usize>() as u64;
+        out.push((
+            name.clone(),
+            match step.graph.dtype(value) {
+                // No network here has fewer classes or tokens.
+                Some(DType::I64) => {
+                    Tensor::new(&shape, &(0..count).map(|j| key.below(j, 10) as i64).collect::<Vec<_>>()).unwrap()
+                }
+                _ => Tensor::new(&shape, &(0..count).map(|j| key.normal_f32(j)).collect::<Vec<_>>()).unwrap(),
+            },
+        ));
     }
     out.push((training::LEARNING_RATE.to_owned(), Tensor::scalar(0.01f32)));
     out.push((training::STEP.to_owned(), Tensor::scalar(number)));
@@ -109,6 +121,14 @@ fn gpt_with_adam_follows_the_reference() {
 #[test]
 fn gpt_with_momentum_and_dropout_follows_the_reference() {
     check(&step(&gpt(0.2), Optimizer::Sgd { momentum: 0.9, nesterov: true }));
+}
+
+#[test]
+fn a_residual_network_with_batch_normalisation_follows_the_reference() {
+    let entry = zoo::find("resnet8").unwrap();
+    let settings = [("image".to_owned(), Setting::Integer(8))];
+    let model = entry.build(&zoo::Options::of(entry, &settings).unwrap(), 7).unwrap();
+    check(&step(&model, Optimizer::Sgd { momentum: 0.9, nesterov: false }));
 }
 
 #[test]

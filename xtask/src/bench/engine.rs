@@ -73,6 +73,13 @@ const CASES: &[Case] = &[
         batch: 8,
         optimizer: ADAM,
     },
+    Case {
+        name: "resnet8",
+        network: "resnet8",
+        settings: &[("image", 32), ("channels", 3), ("classes", 10)],
+        batch: 64,
+        optimizer: Optimizer::Sgd { momentum: 0.9, nesterov: false },
+    },
 ];
 
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
