@@ -1,4 +1,5 @@
 //! A small recipe in a folder of its own, and the binary run on it.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
