@@ -1,3 +1,5 @@
+//! What a recipe may say, and what is said of one that is wrong.
+
 use super::*;
 
 const RECIPE: &str = r#"
