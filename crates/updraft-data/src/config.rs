@@ -30,6 +30,10 @@ pub struct DatasetConfig {
     /// The format; without it, what the extension says (`.parquet`, `.csv`, `.npy`, `.npz`; a folder is `folder`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// The part of the rows that is used, as fractions in the order of the source; without it, all. Text is cut by
+    /// `span` instead, between characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<[f64; 2]>,
     /// The tensors of a batch, in this order; without any, every column as it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorConfig>,

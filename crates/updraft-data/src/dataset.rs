@@ -309,7 +309,7 @@ fn side_by_side(columns: &[Cells]) -> Result<Tensor, String> {
 
 /// The digest of what the configuration says beyond where the data lies and how much memory it may take.
 fn pipeline_digest(config: &DatasetConfig, tensors: &[TensorConfig]) -> serde_json::Result<Digest> {
-    serde_json::to_vec(&(&config.format, tensors)).map(|json| Digest::of(&json))
+    serde_json::to_vec(&(&config.format, &config.rows, tensors)).map(|json| Digest::of(&json))
 }
 
 /// Decoded pictures of the first samples, as many as memory allows. They are kept in 8 bits a channel, before anything

@@ -11,12 +11,14 @@ use updraft_graph::{DType, Tensor};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
+use crate::source::part::Part;
 use crate::text::Vocabulary;
 
 mod csv;
 mod folder;
 mod numpy;
 mod parquet;
+mod part;
 mod table;
 mod text;
 
@@ -86,13 +88,20 @@ pub(crate) fn open(config: &DatasetConfig, path: &Path) -> Result<Opened, DataEr
         let reason = if is_folder { "is a folder; a file was expected" } else { "is a file; a folder was expected" };
         return Err(DataError::file(path, reason));
     }
-    match format {
+    let opened = match format {
         Format::Parquet => parquet::open(path, &wanted, config.memory_bytes),
         Format::Folder => folder::open(path, &wanted),
         Format::Csv => csv::open(path, &wanted, config.memory_bytes),
         Format::Npy => numpy::open_npy(path, &wanted, config.memory_bytes),
         Format::Npz => numpy::open_npz(path, &wanted, config.memory_bytes),
         Format::Text(text) => text::open(path, &wanted, &text, config.memory_bytes),
+    }?;
+    match config.rows {
+        None => Ok(opened),
+        Some(fractions) => {
+            let part = Part::new(opened.source, fractions).map_err(|reason| DataError::file(path, reason))?;
+            Ok(Opened { source: Box::new(part), ..opened })
+        }
     }
 }
 

@@ -70,6 +70,22 @@ fn parquet_columns_keep_their_types_across_row_groups() {
 }
 
 #[test]
+fn parts_that_share_a_border_share_no_row_and_leave_none_out() {
+    let path = fixture("types.parquet");
+    let part = |rows: &str| {
+        let tensors = read(&path, &format!("rows = {rows}\n{}", one("int32", ""))).unwrap();
+        f64s(&tensors[0].1)
+    };
+    for border in ["0.2", "0.5", "0.99"] {
+        let both = [part(&format!("[0.0, {border}]")), part(&format!("[{border}, 1.0]"))].concat();
+        assert_eq!(both, (0..7).map(f64::from).collect::<Vec<_>>(), "{border}");
+    }
+    for rows in ["[0.5, 0.5]", "[-0.1, 0.5]", "[0.5, 1.1]", "[nan, 1.0]", "[0.0, 0.1]"] {
+        refused(&path, &format!("rows = {rows}\n{}", one("int32", "")), &["types.parquet", "rows = ["]);
+    }
+}
+
+#[test]
 fn parquet_versions_and_codecs_hold_the_same_values() {
     let recipe = one("float64", "");
     let zstd = read(&fixture("types.parquet"), &recipe).unwrap();
