@@ -27,11 +27,12 @@ pub(super) fn line_chart(title: &str, x_label: &str, series: &[Series], show_y: 
     let (y_min, y_max) = (y_ticks.first().copied().unwrap_or(0.0), y_ticks.last().copied().unwrap_or(1.0));
     let x_at = |x: f64| LEFT + x / x_max * (WIDTH - LEFT - RIGHT);
     let y_at = |y: f64| TOP + (y_max - y) / (y_max - y_min) * (HEIGHT - TOP - BOTTOM);
+    // Elements without content are closed all the same: in SVG nothing closes by itself.
     html! {
         svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) {
             text.title x=(LEFT) y="18" { (title) }
             @for y in &y_ticks {
-                line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y)));
+                line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y))) {}
                 text.tick.end x=(LEFT - 8.0) y=(at(y_at(*y) + 4.0)) { (show_y(*y)) }
             }
             @for x in ticks(0.0, x_max).into_iter().filter(|x| *x <= x_max) {
@@ -39,7 +40,7 @@ pub(super) fn line_chart(title: &str, x_label: &str, series: &[Series], show_y: 
             }
             text.tick.middle x=((LEFT + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) { (x_label) }
             @for (i, s) in series.iter().enumerate() {
-                polyline.line.(s.class) points=(s.points.iter().map(|(x, y)| format!("{},{}", at(x_at(*x)), at(y_at(*y)))).collect::<Vec<_>>().join(" "));
+                polyline.line.(s.class) points=(s.points.iter().map(|(x, y)| format!("{},{}", at(x_at(*x)), at(y_at(*y)))).collect::<Vec<_>>().join(" ")) {}
                 @if s.has_dots {
                     @for (x, y) in &s.points {
                         circle.dot.(s.class) cx=(at(x_at(*x))) cy=(at(y_at(*y))) r="3.5" {
@@ -49,7 +50,7 @@ pub(super) fn line_chart(title: &str, x_label: &str, series: &[Series], show_y: 
                 }
                 // Names at the right, one beside the other, the last series outermost.
                 @let right = WIDTH - RIGHT - 110.0 * (series.len() - 1 - i) as f64;
-                rect.key.(s.class) x=(right - 104.0) y="11" width="14" height="4" rx="2";
+                rect.key.(s.class) x=(right - 104.0) y="11" width="14" height="4" rx="2" {}
                 text.tick x=(right - 84.0) y="18" { (s.name) }
             }
         }

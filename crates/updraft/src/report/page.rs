@@ -143,7 +143,7 @@ fn confusion(test: &Metrics, classes: Vec<String>) -> Markup {
                         tr {
                             th.summary scope="row" { "precision" }
                             @for class in 0..classes.len() { td.summary { (precision(class)) } }
-                            td {}
+                            td.summary {}
                         }
                     }
                 }
@@ -186,7 +186,7 @@ fn model_card(report: &Report) -> Markup {
             ),
         ),
     ];
-    rows.extend(record.best.map(|b| ("best", format!("{:.5} after step {}", b.value, b.step))));
+    rows.extend(record.best.map(|b| ("best validation", format!("{:.5} after step {}", b.value, b.step))));
     html! {
         section {
             h2 { "Model card" }
