@@ -43,6 +43,7 @@ fn run_page(name: &str) -> usize {
         .unwrap();
     assert!(copied.success());
     let programs = Path::new(env!("CARGO_BIN_EXE_updraft")).parent().unwrap().to_owned();
+    #[allow(clippy::disallowed_methods, reason = "the commands need the shell's own programs too")]
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let page = std::fs::read_to_string(root().join("docs/guide").join(name)).unwrap();
     let mut commands = 0;

@@ -1,13 +1,14 @@
 //! What a user of the command line sees.
 
-mod common;
+mod kill;
+mod workplace;
 
 use clap::CommandFactory;
-use common::{RECIPE, Workplace};
 use serde_json::Value;
 use updraft::cli::Cli;
 use updraft_data::{read_npz, write_npz};
 use updraft_graph::{DType, Tensor};
+use workplace::{RECIPE, Workplace};
 
 #[test]
 fn the_manual_is_as_it_was_reviewed() {

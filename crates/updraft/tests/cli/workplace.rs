@@ -59,7 +59,7 @@ batch = 20
 
 /// A folder with the recipe and its data.
 pub struct Workplace {
-    pub folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Workplace {
@@ -88,7 +88,7 @@ impl Workplace {
         command
     }
 
-    pub fn output(&self, arguments: &[&str]) -> Output {
+    fn output(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 

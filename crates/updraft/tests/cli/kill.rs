@@ -1,11 +1,10 @@
 //! A training that is killed again and again ends in the same bits as one that is not.
 
-mod common;
-
 use std::process::Stdio;
 
-use common::Workplace;
 use updraft_base::{Clock, Key, SystemClock};
+
+use crate::workplace::Workplace;
 
 /// Kills over all rounds.
 const KILLS: u32 = 24;
