@@ -161,6 +161,7 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
         let kind = match &error {
             EngineError::Input { .. } => Kind::Input,
+            EngineError::Threads { .. } => Kind::Usage,
             _ => Kind::Unsupported,
         };
         Failure::of(kind, &error)
@@ -189,6 +190,7 @@ impl From<TrainError> for Failure {
                 "lower the learning rate, warm up longer, or clip gradients; then look at the samples named above",
             ),
             TrainError::Settings { .. } => Failure::of(Kind::Usage, &error),
+            TrainError::Pipeline(_) | TrainError::Pass(_) => Failure::of(Kind::Unsupported, &error),
             _ => Failure::of(Kind::Input, &error),
         }
     }

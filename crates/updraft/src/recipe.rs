@@ -149,6 +149,8 @@ pub enum LossSection {
     CrossEntropy(CrossEntropySection),
     /// Mean of squared differences.
     MeanSquaredError,
+    /// Divergence from a teacher's logits, which the target is.
+    KullbackLeibler(KullbackLeiblerSection),
 }
 
 impl Default for LossSection {
@@ -173,6 +175,14 @@ impl Default for CrossEntropySection {
     fn default() -> CrossEntropySection {
         CrossEntropySection { label_smoothing: 0.0, ignore_index: -100, class_axis: -1 }
     }
+}
+
+/// Settings of the divergence from a teacher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KullbackLeiblerSection {
+    /// Divides both logits before they are compared.
+    pub temperature: f32,
 }
 
 /// How parameters move.

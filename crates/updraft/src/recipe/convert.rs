@@ -90,6 +90,7 @@ impl LossSection {
                 class_axis: s.class_axis,
             }),
             LossSection::MeanSquaredError => Loss::MeanSquaredError,
+            LossSection::KullbackLeibler(s) => Loss::KullbackLeibler { temperature: s.temperature },
         }
     }
 }

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use serde_json::Value;
 use updraft::cli::Cli;
 use updraft_data::{read_npz, write_npz};
-use updraft_graph::{DType, Tensor};
+use updraft_graph::{DType, Model, Tensor, onnx, zoo};
 use workplace::{RECIPE, Workplace};
 
 #[test]
@@ -174,6 +174,33 @@ fn infer_answers_by_name_and_names_what_is_missing_or_unknown() {
         assert_eq!(code, 3, "{message}");
         assert!(message.contains(expected), "{message}");
         assert!(!workplace.path("y.npz").exists());
+    }
+}
+
+#[test]
+fn data_in_a_file_beside_the_model_is_read_and_its_absence_named() {
+    let workplace = Workplace::new();
+    let entry = zoo::find("mlp").unwrap();
+    let graph = entry.build(&zoo::Options::of(entry, &[]).unwrap(), 1).unwrap();
+    let mut outside = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        outside.extend_from_slice(bytes);
+        Ok(())
+    };
+    let external = Some(onnx::External { location: "weights.bin", bytes_min: 1000, sink: &mut sink });
+    let inside = onnx::write(&Model::new(graph), onnx::WriteOptions { external }).unwrap();
+    std::fs::write(workplace.path("model.onnx"), inside).unwrap();
+    std::fs::write(workplace.path("weights.bin"), &outside).unwrap();
+    let parameters = 784 * 256 + 256 + 256 * 10 + 10;
+    assert_eq!(workplace.json(&["inspect", "model.onnx"])["parameters"], parameters);
+    for (content, expected) in [(Some(&outside[..100]), "has 100 bytes"), (None, "No such file")] {
+        match content {
+            Some(content) => std::fs::write(workplace.path("weights.bin"), content).unwrap(),
+            None => std::fs::remove_file(workplace.path("weights.bin")).unwrap(),
+        }
+        let (code, message) = workplace.failure(&["inspect", "model.onnx"]);
+        assert_eq!(code, 3, "{message}");
+        assert!(message.contains("weights.bin") && message.contains(expected), "{message}");
     }
 }
 
