@@ -5,7 +5,7 @@
 
 use crate::dim::Dim;
 use crate::graph::Graph;
-use crate::op::rearrange::join;
+use crate::op::join::join;
 use crate::op::{Arity, Eval, Fact, Infer, Op, OpError, OpView, resolve_axis};
 use crate::tensor::Tensor;
 

@@ -28,6 +28,7 @@ pub mod einsum;
 pub mod elementwise;
 pub mod gather;
 mod index;
+pub mod join;
 pub mod logical;
 pub mod loss;
 pub mod matmul;
@@ -335,6 +336,7 @@ const FAMILIES: &[&[Op]] = &[
     cast::OPS,
     reduce::OPS,
     shape::OPS,
+    join::OPS,
     rearrange::OPS,
     select::OPS,
     gather::OPS,
