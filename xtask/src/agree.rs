@@ -37,7 +37,7 @@ const TOLERANCE: f64 = 1e-4;
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let python = match &arguments.python {
         Some(python) => python.clone(),
-        None => python::environment(root, "agree", &["numpy==2.3.5", "onnxruntime==1.32.0"])?,
+        None => python::environment(root, "agree", &["numpy==2.4.6", "onnxruntime==1.32.0"])?,
     };
     let script = root.join("xtask/src/agree.py");
     let folder = root.join("target/agree");
