@@ -97,7 +97,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     }
     let interpreter = match &arguments.python {
         Some(python) => python.clone(),
-        None => python::environment(root, "bench", &["numpy==2.3.5", "torch==2.15.0"])?,
+        None => python::environment(root, "bench", &["numpy==2.4.6", "torch==2.15.0"])?,
     };
     let script = root.join("xtask/src/bench/engine.py");
     println!(
