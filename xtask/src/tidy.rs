@@ -30,9 +30,22 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["updraft-base", "updraft-data", "updraft-engine", "updraft-graph", "updraft-passes", "updraft-store"],
     ),
     (
+        "updraft-compress",
+        &[
+            "updraft-base",
+            "updraft-data",
+            "updraft-engine",
+            "updraft-graph",
+            "updraft-passes",
+            "updraft-store",
+            "updraft-train",
+        ],
+    ),
+    (
         "updraft",
         &[
             "updraft-base",
+            "updraft-compress",
             "updraft-data",
             "updraft-engine",
             "updraft-graph",

@@ -19,6 +19,8 @@ mod identity;
 pub mod loss;
 pub mod optimizer;
 pub mod pipeline;
+pub mod prune;
+pub mod quantize;
 mod rewrite;
 pub mod schedule;
 mod train_mode;

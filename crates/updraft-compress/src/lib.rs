@@ -1,0 +1,4 @@
+//! What must be run to shrink a network: calibrating, measuring, fine-tuning, searching.
+//!
+//! The rewrites themselves (quantizers, pruned channels, a teacher joined to a student) are passes, and pure. Here they
+//! get their facts from data, and their results are judged by measured accuracy and measured latency.

@@ -1,0 +1,3 @@
+//! Quantization: numbers as small integers with a scale.
+
+pub mod rounding;
