@@ -5,9 +5,8 @@
 //! ratio of the fastest rounds. Weights and data are random, and the same shapes on both sides. Not measured: loading
 //! data, the first step (planning here, allocation there), anything but the CPU.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use clap::Args;
@@ -18,6 +17,7 @@ use updraft_passes::loss::{CrossEntropy, Loss};
 use updraft_passes::optimizer::{AdamSettings, Optimizer, WeightDecay};
 use updraft_passes::training::{self, TrainingOptions, TrainingStep};
 
+use super::rounds::{StepCost, Theirs, measure};
 use crate::{Failure, python};
 
 /// Options of `bench engine`.
@@ -138,21 +138,6 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Time of one step in the fastest round.
-#[derive(Debug, Clone, Copy)]
-struct StepCost {
-    wall_ms: f64,
-    cpu_ms: f64,
-}
-
-impl StepCost {
-    const WORST: StepCost = StepCost { wall_ms: f64::INFINITY, cpu_ms: f64::INFINITY };
-
-    fn best(self, other: StepCost) -> StepCost {
-        StepCost { wall_ms: self.wall_ms.min(other.wall_ms), cpu_ms: self.cpu_ms.min(other.cpu_ms) }
-    }
-}
-
 struct Row {
     ours: StepCost,
     eager: StepCost,
@@ -167,8 +152,12 @@ fn compare(
     script: &Path,
 ) -> Result<Row, Failure> {
     let mut ours = Ours::new(case, threads)?;
-    let mut eager = Theirs::new(case, threads, "eager", interpreter, script)?;
-    let mut tuned = Theirs::new(case, threads, "tuned", interpreter, script)?;
+    let start = |variant: &str| {
+        let mut command = Command::new(interpreter);
+        command.arg(script).args([case.network, variant, &threads.to_string(), &format!("batch={}", case.batch)]);
+        Theirs::start(command.args(case.settings.iter().map(|(name, value)| format!("{name}={value}"))))
+    };
+    let (mut eager, mut tuned) = (start("eager")?, start("tuned")?);
     ours.steps(2)?;
     eager.steps(2)?;
     tuned.steps(2)?;
@@ -232,15 +221,13 @@ impl Ours {
     }
 
     fn steps(&mut self, count: usize) -> Result<StepCost, Failure> {
-        let (wall, cpu) = (Instant::now(), cpu_ns()?);
-        for _ in 0..count {
+        measure(count, || {
             let inputs = self.inputs();
             let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
             self.session.run(&inputs)?;
             self.step += 1;
-        }
-        let cpu_ms = (cpu_ns()? - cpu) as f64 / 1e6;
-        Ok(StepCost { wall_ms: wall.elapsed().as_secs_f64() * 1e3 / count as f64, cpu_ms: cpu_ms / count as f64 })
+            Ok(())
+        })
     }
 }
 
@@ -253,56 +240,6 @@ fn training_step(case: &Case) -> Result<TrainingStep, Failure> {
     let mut training = TrainingOptions::new(Loss::CrossEntropy(CrossEntropy::default()), case.optimizer);
     training.weight_decay = WeightDecay { amount: 0.1, ..WeightDecay::default() };
     Ok(training::build(&model, &training)?)
-}
-
-/// CPU time of all threads of this process so far.
-fn cpu_ns() -> Result<u64, Failure> {
-    let mut total = 0;
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        total += text.split(' ').next().unwrap_or("0").parse::<u64>()?;
-    }
-    Ok(total)
-}
-
-/// PyTorch's side: a process that answers `steps N` with wall and CPU milliseconds.
-struct Theirs {
-    process: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Theirs {
-    fn new(case: &Case, threads: usize, variant: &str, interpreter: &Path, script: &Path) -> Result<Theirs, Failure> {
-        let mut command = Command::new(interpreter);
-        command.arg(script).args([case.network, variant, &threads.to_string(), &format!("batch={}", case.batch)]);
-        command.args(case.settings.iter().map(|(name, value)| format!("{name}={value}")));
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let to = process.stdin.take().ok_or("no pipe to the script")?;
-        let from = BufReader::new(process.stdout.take().ok_or("no pipe from the script")?);
-        Ok(Theirs { process, to, from })
-    }
-
-    fn steps(&mut self, count: usize) -> Result<StepCost, Failure> {
-        writeln!(self.to, "{count}")?;
-        self.to.flush()?;
-        let mut line = String::new();
-        self.from.read_line(&mut line)?;
-        let numbers: Vec<f64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [wall_ms, cpu_ms] = numbers[..] else {
-            return Err(format!("the script answered {line:?}, expected two numbers").into());
-        };
-        Ok(StepCost { wall_ms: wall_ms / count as f64, cpu_ms: cpu_ms / count as f64 })
-    }
-}
-
-impl Drop for Theirs {
-    fn drop(&mut self) {
-        // The script ends by itself when its input does; there is nobody to tell if it has already gone.
-        if self.process.kill().is_ok() {
-            self.process.wait().ok();
-        }
-    }
 }
 
 fn profile(case: &Case, threads: usize) -> Result<(), Failure> {

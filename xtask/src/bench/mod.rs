@@ -6,17 +6,22 @@ use clap::Subcommand;
 
 use crate::Failure;
 
+mod compress;
 mod engine;
+mod rounds;
 
 /// What to measure.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     /// Training steps on the CPU engine against PyTorch.
     Engine(engine::Arguments),
+    /// Quantized networks against ONNX Runtime and OpenVINO: latency, and the time and memory that quantizing takes.
+    Compress(compress::Arguments),
 }
 
 pub(crate) fn run(root: &Path, bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Engine(arguments) => engine::run(root, arguments),
+        Bench::Compress(arguments) => compress::run(root, arguments),
     }
 }
