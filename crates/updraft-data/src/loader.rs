@@ -131,6 +131,11 @@ impl Loader {
         &self.shared.dataset
     }
 
+    /// Rows of a batch.
+    pub fn batch_size(&self) -> usize {
+        self.shared.options.batch_size
+    }
+
     /// The number of batches of one epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         let size = self.shared.options.batch_size as u64;

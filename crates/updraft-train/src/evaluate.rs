@@ -87,7 +87,7 @@ impl Evaluator {
 }
 
 /// Refuses a dataset that lacks an input, before any work is done.
-pub(crate) fn check_tensors(loader: &Loader, inputs: &[String]) -> Result<(), TrainError> {
+pub fn check_tensors(loader: &Loader, inputs: &[String]) -> Result<(), TrainError> {
     let known: Vec<String> = loader.dataset().facts().tensors.iter().map(|t| t.name.clone()).collect();
     match inputs.iter().find(|input| !known.contains(input)) {
         None => Ok(()),
@@ -100,7 +100,7 @@ pub(crate) fn check_tensors(loader: &Loader, inputs: &[String]) -> Result<(), Tr
 }
 
 /// The tensors that the graph reads.
-pub(crate) fn select<'a>(
+pub fn select<'a>(
     tensors: &'a [(String, Tensor)],
     inputs: &[String],
 ) -> Result<Vec<(&'a str, &'a Tensor)>, TrainError> {
