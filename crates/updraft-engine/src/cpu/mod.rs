@@ -51,6 +51,7 @@ mod math;
 mod matmul;
 mod pool;
 mod product;
+mod quantized;
 mod reduce;
 mod rows;
 mod session;
