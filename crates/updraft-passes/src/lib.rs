@@ -13,6 +13,7 @@ use updraft_graph::{Graph, NodeId, ValueId};
 
 mod affine;
 mod common;
+pub mod distill;
 mod fold;
 pub mod gradient;
 mod identity;
@@ -24,6 +25,7 @@ pub mod quantize;
 mod rewrite;
 pub mod schedule;
 mod train_mode;
+mod trainable;
 pub mod training;
 
 /// How far the outputs of a graph may move when a pass rewrites it.
@@ -122,6 +124,9 @@ pub enum PassError {
         /// What is wrong, and what is expected.
         problem: String,
     },
+    /// A teacher cannot be brought to its form for inference.
+    #[error("the teacher cannot be made part of a training step")]
+    Teacher(#[source] Box<pipeline::PipelineError>),
     /// Nodes that a pass adds do not fit.
     #[error(transparent)]
     Op(#[from] OpError),

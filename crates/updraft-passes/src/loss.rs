@@ -79,9 +79,7 @@ pub(crate) fn attach(
         }
         Loss::MeanSquaredError => {
             let target = like_output(graph, output, target_name)?;
-            let difference = graph.op("Sub", &[output, target], [])?;
-            let square = graph.op("Mul", &[difference, difference], [])?;
-            Ok((target, graph.op("ReduceMean", &[square], [("keepdims", 0i64.into())])?))
+            Ok((target, mean_squared(graph, output, target)?))
         }
         Loss::KullbackLeibler { temperature } => {
             if temperature.is_nan() || temperature <= 0.0 {
@@ -89,7 +87,8 @@ pub(crate) fn attach(
                 return Err(PassError::Option { option: "loss.temperature", problem });
             }
             let teacher = like_output(graph, output, target_name)?;
-            let loss = divergence(graph, output, teacher, f64::from(temperature))?;
+            let last = shape.len().saturating_sub(1);
+            let loss = divergence(graph, output, teacher, last, f64::from(temperature))?;
             Ok((teacher, loss))
         }
     }
@@ -124,7 +123,12 @@ pub(crate) fn measure(
 }
 
 /// The axis of classes, which must be the second or the last.
-fn class_axis(graph: &Graph, output: ValueId, shape: &[Dim], settings: CrossEntropy) -> Result<usize, PassError> {
+pub(crate) fn class_axis(
+    graph: &Graph,
+    output: ValueId,
+    shape: &[Dim],
+    settings: CrossEntropy,
+) -> Result<usize, PassError> {
     let refuse = || {
         let problem = format!(
             "must be the second or the last of at least 2 axes, found {} of {}",
@@ -168,24 +172,51 @@ fn like_output(graph: &mut Graph, output: ValueId, name: &str) -> Result<ValueId
     Ok(graph.add_input(name, ValueType::Tensor(ty))?)
 }
 
-fn divergence(graph: &mut Graph, student: ValueId, teacher: ValueId, temperature: f64) -> Result<ValueId, PassError> {
-    let dtype = graph.dtype(student).ok_or_else(|| PassError::value(graph, student, "has no known element type"))?;
-    let scalar = |graph: &mut Graph, value: f64| {
-        let tensor = Tensor::from_f64(dtype, &[], &[value]).map_err(OpError::from)?;
-        Ok::<_, PassError>(graph.add_constant("temperature", tensor))
-    };
-    let inverse = scalar(graph, 1.0 / temperature)?;
+/// The mean of the squared differences of two values of one shape.
+pub(crate) fn mean_squared(graph: &mut Graph, a: ValueId, b: ValueId) -> Result<ValueId, PassError> {
+    let difference = graph.op("Sub", &[a, b], [])?;
+    let square = graph.op("Mul", &[difference, difference], [])?;
+    Ok(graph.op("ReduceMean", &[square], [("keepdims", 0i64.into())])?)
+}
+
+/// `T^2` times the mean over rows of the divergence of the softmax of a student's logits from that of a teacher's, both
+/// divided by the temperature `T` first, classes along `axis`.
+pub(crate) fn divergence(
+    graph: &mut Graph,
+    student: ValueId,
+    teacher: ValueId,
+    axis: usize,
+    temperature: f64,
+) -> Result<ValueId, PassError> {
+    let inverse = scalar_like(graph, 1.0 / temperature, student)?;
     let mut log_softmax = |logits: ValueId| {
         let scaled = graph.op("Mul", &[logits, inverse], [])?;
-        graph.op("LogSoftmax", &[scaled], [("axis", (-1i64).into())])
+        graph.op("LogSoftmax", &[scaled], [("axis", (axis as i64).into())])
     };
     let (log_student, log_teacher) = (log_softmax(student)?, log_softmax(teacher)?);
     let teacher = graph.op("Exp", &[log_teacher], [])?;
+    let mean = mean_divergence(graph, (log_student, log_teacher), teacher, axis)?;
+    let square = scalar_like(graph, temperature * temperature, mean)?;
+    Ok(graph.op("Mul", &[mean, square], [])?)
+}
+
+/// The mean over rows of `sum p_teacher (log p_teacher - log p_student)`, probabilities along `axis`.
+pub(crate) fn mean_divergence(
+    graph: &mut Graph,
+    (log_student, log_teacher): (ValueId, ValueId),
+    teacher: ValueId,
+    axis: usize,
+) -> Result<ValueId, PassError> {
     let difference = graph.op("Sub", &[log_teacher, log_student], [])?;
     let terms = graph.op("Mul", &[teacher, difference], [])?;
-    let last = graph.add_constant("axes", Tensor::vector(&[-1i64]));
-    let rows = graph.op("ReduceSum", &[terms, last], [("keepdims", 0i64.into())])?;
-    let mean = graph.op("ReduceMean", &[rows], [("keepdims", 0i64.into())])?;
-    let square = scalar(graph, temperature * temperature)?;
-    Ok(graph.op("Mul", &[mean, square], [])?)
+    let axis = graph.add_constant("axes", Tensor::vector(&[axis as i64]));
+    let rows = graph.op("ReduceSum", &[terms, axis], [("keepdims", 0i64.into())])?;
+    Ok(graph.op("ReduceMean", &[rows], [("keepdims", 0i64.into())])?)
+}
+
+/// A constant scalar of the element type of `like`.
+pub(crate) fn scalar_like(graph: &mut Graph, value: f64, like: ValueId) -> Result<ValueId, PassError> {
+    let dtype = graph.dtype(like).ok_or_else(|| PassError::value(graph, like, "has no known element type"))?;
+    let tensor = Tensor::from_f64(dtype, &[], &[value]).map_err(OpError::from)?;
+    Ok(graph.add_constant("constant", tensor))
 }

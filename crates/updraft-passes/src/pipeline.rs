@@ -7,6 +7,7 @@ use updraft_graph::{Graph, UPDRAFT_DOMAIN};
 
 use crate::affine::{FOLD_BATCH_NORM, MERGE_BIAS};
 use crate::common::MERGE_COMMON;
+use crate::distill::Purpose;
 use crate::fold::FOLD_CONSTANTS;
 use crate::identity::DROP_IDENTITIES;
 use crate::training::{Interface, TrainingOptions, attach_loss, draft};
@@ -153,7 +154,8 @@ pub(crate) fn training(pipeline: &mut Pipeline, options: &TrainingOptions) -> Re
 pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Vec<String>, PipelineError> {
     // The loss is written in the newest form; upgrading what is upgraded changes nothing.
     pipeline.run(UPGRADE)?;
-    let batch_inputs = pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options))?;
+    let (batch_inputs, _) =
+        pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options, Purpose::Evaluation))?;
     INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
     Ok(batch_inputs)
 }

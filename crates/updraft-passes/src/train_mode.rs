@@ -5,7 +5,7 @@ use updraft_graph::graph::UPDRAFT_DOMAIN;
 use updraft_graph::op::OpError;
 use updraft_graph::{Attributes, DType, Graph, Node, NodeId, Tensor, ValueId};
 
-use crate::rewrite::FixedNames;
+use crate::rewrite::{FixedNames, constant};
 use crate::{PassError, Report};
 
 /// What dropout draws its masks from.
@@ -48,6 +48,48 @@ pub(crate) fn lower_batch_norm(graph: &mut Graph, report: &mut Report) -> Result
         report.change(format!("{label} uses the statistics of the batch"));
     }
     Ok(running)
+}
+
+/// Replaces every BatchNormalization in the form for inference by a product and a sum, so that it can stand in a
+/// training step and keep its statistics.
+pub(crate) fn freeze_batch_norm(graph: &mut Graph) -> Result<(), PassError> {
+    let names = FixedNames::of(graph);
+    for id in nodes_of(graph, "BatchNormalization")? {
+        let node = graph.node(id).clone();
+        let refuse = |source| PassError::Node { node: node.label(graph), source };
+        if node.attributes.flag("training_mode", false)? {
+            return Err(refuse(OpError::unsupported("BatchNormalization in training mode")));
+        }
+        let operand = |index: usize| node.inputs.get(index).copied().flatten();
+        let numbers = |index| operand(index).and_then(|v| constant(graph, v)).map(|t| t.to_f64()).transpose();
+        let [scale, bias, mean, variance] = [1, 2, 3, 4].map(numbers).map(|n| n.map_err(OpError::from));
+        let (Some(x), Some(scale), Some(bias), Some(mean), Some(variance)) =
+            (operand(0), scale?, bias?, mean?, variance?)
+        else {
+            return Err(refuse(OpError::unsupported("BatchNormalization whose statistics are not constant")));
+        };
+        let epsilon = f64::from(node.attributes.float("epsilon", 1e-5)?);
+        let count = scale.len();
+        let (Some(dtype), Some(rank)) = (graph.dtype(x), graph.shape(x).map(<[_]>::len).filter(|rank| *rank >= 2)) else {
+            return Err(PassError::value(graph, x, "has no known type and rank, as a normalised value must"));
+        };
+        if [&bias, &mean, &variance].iter().any(|n| n.len() != count) {
+            return Err(refuse(OpError::shape("statistics of different lengths")));
+        }
+        let factor: Vec<f64> = scale.iter().zip(&variance).map(|(s, v)| s / (v + epsilon).sqrt()).collect();
+        let shift: Vec<f64> = (0..count).map(|c| bias[c] - mean[c] * factor[c]).collect();
+        let mut shape = vec![1; rank - 1];
+        shape[0] = count;
+        let mut vector = |name, numbers: &[f64]| {
+            let tensor = Tensor::from_f64(dtype, &shape, numbers).map_err(OpError::from)?;
+            Ok::<_, PassError>(graph.add_constant(name, tensor))
+        };
+        let (factor, shift) = (vector("factor", &factor)?, vector("shift", &shift)?);
+        let scaled = graph.op("Mul", &[x, factor], [])?;
+        let shifted = graph.op("Add", &[scaled, shift], [])?;
+        replace(graph, &names, id, &node, shifted);
+    }
+    Ok(())
 }
 
 /// Replaces every Dropout by a product with a mask. Masks are numbered in execution

@@ -6,10 +6,12 @@
 
 use updraft_graph::{DType, Graph, Tensor, ValueId, ValueType};
 
+use crate::distill::{self, Attached, Distillation, Purpose};
 use crate::loss::{self, Loss, Metric};
 use crate::optimizer::{self, Optimizer, StepInputs, WeightDecay, keep_state, matches};
 use crate::pipeline::{self, Pipeline, PipelineError};
 use crate::train_mode::{Randomness, lower_batch_norm, lower_dropout};
+use crate::trainable::why_constant;
 use crate::{PassError, Report, gradient};
 
 /// Graph input of a step: the learning rate, `f32 []`.
@@ -44,6 +46,8 @@ pub struct TrainingOptions {
     pub metrics: Vec<Metric>,
     /// Model outputs that the step returns too.
     pub keep_outputs: Vec<String>,
+    /// A teacher to learn from, beside or instead of the labels.
+    pub distillation: Option<Distillation>,
 }
 
 impl TrainingOptions {
@@ -59,7 +63,13 @@ impl TrainingOptions {
             target: "labels".to_owned(),
             metrics: Vec::new(),
             keep_outputs: Vec::new(),
+            distillation: None,
         }
+    }
+
+    /// Whether an evaluation compares the model with labels, and not with a teacher alone.
+    pub fn has_labels(&self) -> bool {
+        self.distillation.as_ref().is_none_or(|d| !d.label_free)
     }
 }
 
@@ -72,6 +82,15 @@ pub enum StateRole {
     Moment,
     /// A running statistic of a normalisation; belongs to the model.
     RunningStatistic,
+    /// A trained parameter of the loss, such as a regressor of hidden states; belongs to no model.
+    LossParameter,
+}
+
+impl StateRole {
+    /// Whether the state is part of the model that is trained, and not only of its training.
+    pub fn belongs_to_model(self) -> bool {
+        matches!(self, StateRole::Parameter | StateRole::RunningStatistic)
+    }
 }
 
 /// One piece of state.
@@ -103,8 +122,9 @@ pub struct TrainingStep {
     pub reports: Vec<Report>,
 }
 
-/// The training step of a model. The model's float initializers of rank 1 and up that the loss depends on are trained,
-/// but for frozen ones and running statistics.
+/// The training step of a model. Its float initializers that are read as weights, biases or scales and that the loss
+/// depends on are trained, but for frozen ones and running statistics; masks, tables of positions and single numbers
+/// are not. The report of the pass "attach loss" says which stay as they are, and why.
 pub fn build(model: &Graph, options: &TrainingOptions) -> Result<TrainingStep, PipelineError> {
     let mut graph = model.clone();
     let mut pipeline = Pipeline::new(&mut graph);
@@ -151,20 +171,36 @@ pub(crate) struct Draft {
     inputs: StepInputs,
     seed: ValueId,
     trained: Vec<ValueId>,
+    regressors: Vec<ValueId>,
     gradients: Vec<ValueId>,
     running: Vec<(ValueId, ValueId)>,
     batch_inputs: Vec<String>,
 }
 
-/// Adds target, loss and metrics, and makes them and the kept model outputs the graph's outputs.
-pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Result<Vec<String>, PassError> {
+/// Adds target, loss and metrics, and makes them and the kept model outputs the graph's outputs. Returns the names of
+/// what comes from the data, and the parameters of the loss itself.
+pub(crate) fn attach_loss(
+    graph: &mut Graph,
+    options: &TrainingOptions,
+    purpose: Purpose,
+) -> Result<(Vec<String>, Vec<ValueId>), PassError> {
     let output = model_output(graph, options.output.as_deref())?;
     let kept: Vec<ValueId> =
         options.keep_outputs.iter().map(|name| model_output(graph, Some(name))).collect::<Result<_, _>>()?;
-    let (target, loss) = loss::attach(graph, options.loss, output, &options.target)?;
+    let Attached { loss, target, regressors } = match &options.distillation {
+        Some(distillation) => distill::attach(graph, distillation, options, output, purpose)?,
+        None => {
+            let (target, loss) = loss::attach(graph, options.loss, output, &options.target)?;
+            Attached { loss, target: Some(target), regressors: Vec::new() }
+        }
+    };
     graph.rename(loss, LOSS)?;
     let mut outputs = vec![loss];
     for metric in &options.metrics {
+        let target = target.ok_or_else(|| PassError::Option {
+            option: "metrics",
+            problem: format!("{:?} needs labels, and a teacher alone gives none", metric.name()),
+        })?;
         let value = loss::measure(graph, *metric, options.loss, output, target)?;
         graph.rename(value, metric.name())?;
         outputs.push(value);
@@ -172,7 +208,7 @@ pub(crate) fn attach_loss(graph: &mut Graph, options: &TrainingOptions) -> Resul
     outputs.extend(kept);
     graph.set_outputs(outputs);
     let batch_inputs = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
-    Ok(batch_inputs.map(|v| graph.value(*v).name.clone()).collect())
+    Ok((batch_inputs.map(|v| graph.value(*v).name.clone()).collect(), regressors))
 }
 
 fn model_output(graph: &Graph, name: Option<&str>) -> Result<ValueId, PassError> {
@@ -195,33 +231,39 @@ fn model_output(graph: &Graph, name: Option<&str>) -> Result<ValueId, PassError>
 /// Adds the loss and the step's scalars, and makes graph inputs of all that is trained.
 pub(crate) fn draft(graph: &mut Graph, options: &TrainingOptions, report: &mut Report) -> Result<Draft, PassError> {
     optimizer::check(options.optimizer)?;
-    let batch_inputs = attach_loss(graph, options)?;
+    // Before the loss, which adds constants, and a teacher, which is not trained.
+    let running = running_statistics(graph);
+    let parameters = parameters(graph, &running, &options.freeze, report);
+    let (batch_inputs, regressors) = attach_loss(graph, options, Purpose::Training)?;
     let mut scalar = |name, dtype| graph.add_input(name, ValueType::tensor(dtype, Vec::new()));
     let learning_rate = scalar(LEARNING_RATE, DType::F32)?;
     let step = scalar(STEP, DType::I64)?;
     let seed = scalar(SEED, DType::I64)?;
-    let running = running_statistics(graph);
-    let candidates: Vec<ValueId> = graph
-        .constants()
-        .filter(|(id, tensor)| tensor.dtype().is_float() && tensor.rank() > 0 && !running.contains(id))
-        .filter(|(id, _)| !graph.value(*id).consumers().is_empty())
-        .map(|(id, _)| id)
-        .collect();
-    let mut trained = Vec::new();
-    for id in candidates {
-        let name = graph.value(id).name.clone();
-        match options.freeze.iter().find(|pattern| matches(pattern, &name)) {
-            Some(pattern) => report.change(format!("{name} stays as it is: frozen by {pattern:?}")),
-            None => trained.push(id),
-        }
-    }
+    let trained: Vec<ValueId> = parameters.into_iter().chain(regressors.iter().copied()).collect();
     for id in trained.iter().chain(&running) {
         if !graph.inputs().contains(id) {
             graph.push_input(*id);
         }
     }
     let inputs = StepInputs { learning_rate, step };
-    Ok(Draft { inputs, seed, trained, gradients: Vec::new(), running: Vec::new(), batch_inputs })
+    Ok(Draft { inputs, seed, trained, regressors, gradients: Vec::new(), running: Vec::new(), batch_inputs })
+}
+
+/// The initializers to train, in order.
+fn parameters(graph: &Graph, running: &[ValueId], freeze: &[String], report: &mut Report) -> Vec<ValueId> {
+    let mut trained = Vec::new();
+    for (id, tensor) in graph.constants() {
+        if !tensor.dtype().is_float() || tensor.rank() == 0 || running.contains(&id) {
+            continue;
+        }
+        let name = &graph.value(id).name;
+        let frozen = freeze.iter().find(|pattern| matches(pattern, name)).map(|p| format!("frozen by {p:?}"));
+        match frozen.or_else(|| why_constant(graph, id, tensor)) {
+            Some(reason) => report.change(format!("{name} stays as it is: {reason}")),
+            None => trained.push(id),
+        }
+    }
+    trained
 }
 
 /// The initializers that BatchNormalization nodes read as mean and variance.
@@ -292,7 +334,11 @@ impl Draft {
             let decay = options.weight_decay.of(&value.name, initial.shape());
             report.change(format!("{} is updated, weight decay {decay}", value.name));
             let (optimizer, parameter) = (options.optimizer, (*parameter, &initial));
-            state.extend(optimizer::update(graph, optimizer, parameter, *gradient, &self.inputs, scale, decay)?);
+            let mut kept = optimizer::update(graph, optimizer, parameter, *gradient, &self.inputs, scale, decay)?;
+            if let (true, Some(entry)) = (self.regressors.contains(&parameter.0), kept.first_mut()) {
+                entry.role = StateRole::LossParameter;
+            }
+            state.extend(kept);
         }
         for (value, next) in &self.running {
             let value = graph.value(*value);

@@ -3,7 +3,7 @@
 use updraft_data::{Batch, Loader};
 use updraft_engine::{CompileOptions, Engine, Session};
 use updraft_graph::{Graph, Tensor};
-use updraft_passes::loss::{Loss, Metric};
+use updraft_passes::loss::{CrossEntropy, Loss, Metric};
 use updraft_passes::training::{self, TrainingOptions};
 
 use crate::error::TrainError;
@@ -14,7 +14,8 @@ pub struct Evaluator {
     session: Box<dyn Session>,
     inputs: Vec<String>,
     target: String,
-    loss: Loss,
+    /// The loss against labels of classes, where that is what is measured.
+    cross_entropy: Option<CrossEntropy>,
     /// Whether the session returns logits of one label a sample.
     has_logits: bool,
 }
@@ -24,8 +25,8 @@ impl Evaluator {
     pub fn new(engine: &dyn Engine, model: &Graph, options: &TrainingOptions) -> Result<Evaluator, TrainError> {
         let mut options = options.clone();
         options.metrics = match options.loss {
-            Loss::CrossEntropy(_) => vec![Metric::Correct, Metric::Count],
-            Loss::MeanSquaredError | Loss::KullbackLeibler { .. } => Vec::new(),
+            Loss::CrossEntropy(_) if options.has_labels() => vec![Metric::Correct, Metric::Count],
+            _ => Vec::new(),
         };
         let read = match &options.output {
             Some(name) => model.find(name),
@@ -36,7 +37,11 @@ impl Evaluator {
         options.keep_outputs = logits.map(|v| model.value(v).name.clone()).into_iter().collect();
         let (graph, inputs) = training::build_evaluation(model, &options)?;
         let session = engine.compile(&graph, &CompileOptions::default())?;
-        Ok(Evaluator { session, inputs, target: options.target, loss: options.loss, has_logits: logits.is_some() })
+        let cross_entropy = match options.loss {
+            Loss::CrossEntropy(settings) if options.has_labels() => Some(settings),
+            _ => None,
+        };
+        Ok(Evaluator { session, inputs, target: options.target, cross_entropy, has_logits: logits.is_some() })
     }
 
     /// The metrics over one epoch of a loader, whose tail should be padded so that every sample counts once.
@@ -53,7 +58,7 @@ impl Evaluator {
 
     fn add(&mut self, mut batch: Batch, tally: &mut Tally) -> Result<(), TrainError> {
         let samples = batch.samples.len();
-        if let Loss::CrossEntropy(settings) = self.loss {
+        if let Some(settings) = self.cross_entropy {
             // Padding gets labels that do not count, which keeps the shape that the session is planned for.
             let target = batch.tensors.iter_mut().find(|(name, _)| *name == self.target);
             if let Some((name, labels)) = target {

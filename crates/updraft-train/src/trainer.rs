@@ -12,7 +12,7 @@ use updraft_data::{Batch, Loader};
 use updraft_engine::{CompileOptions, Engine, Session};
 use updraft_graph::{DType, Graph, Tensor};
 use updraft_passes::schedule::Schedule;
-use updraft_passes::training::{self, LEARNING_RATE, SEED, STEP, StateRole, TrainingOptions, TrainingStep};
+use updraft_passes::training::{self, LEARNING_RATE, SEED, STEP, TrainingOptions, TrainingStep};
 use updraft_store::{Origin, Store};
 
 use crate::checkpoint::{Best, Checkpoint, Checkpoints, Found, Record};
@@ -345,7 +345,7 @@ impl<'r, 'a> Progress<'r, 'a> {
 
     /// The state that belongs to the model.
     fn model_state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        let entries = self.training.state.iter().filter(|s| s.role != StateRole::Moment);
+        let entries = self.training.state.iter().filter(|s| s.role.belongs_to_model());
         entries.map(|s| Ok((s.input.clone(), self.session.state(&s.input)?))).collect()
     }
 
