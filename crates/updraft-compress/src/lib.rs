@@ -3,6 +3,7 @@
 //! The rewrites themselves (quantizers, pruned channels, a teacher joined to a student) are passes, and pure. Here they
 //! get their facts from data, and their results are judged by measured accuracy and measured latency.
 
+pub mod distill;
 pub mod interval;
 pub mod latency;
 pub mod measure;

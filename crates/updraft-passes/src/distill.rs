@@ -182,7 +182,8 @@ fn same_shape(graph: &Graph, student: ValueId, teacher: ValueId) -> Result<(), P
     if a.len() == b.len() && a.iter().zip(b).all(|(a, b)| !a.differs(b)) {
         return Ok(());
     }
-    let problem = format!("is {} but {:?} of the teacher is {}", show_shape(a), graph.value(teacher).name, show_shape(b));
+    let problem =
+        format!("is {} but {:?} of the teacher is {}", show_shape(a), graph.value(teacher).name, show_shape(b));
     Err(PassError::value(graph, student, problem))
 }
 
@@ -296,7 +297,11 @@ fn input_for(
     };
     if !fits || a.ty.dtype() != b.ty.dtype() {
         let show = |ty: &ValueType| {
-            format!("{}{}", ty.dtype().map(|d| d.to_string()).unwrap_or_default(), show_shape(ty.shape().unwrap_or_default()))
+            format!(
+                "{}{}",
+                ty.dtype().map(|d| d.to_string()).unwrap_or_default(),
+                show_shape(ty.shape().unwrap_or_default())
+            )
         };
         let problem = format!("is {} for the student but {:?} of the teacher is {}", show(&a.ty), b.name, show(&b.ty));
         return Err(PassError::value(graph, found, problem));

@@ -70,7 +70,8 @@ pub(crate) fn freeze_batch_norm(graph: &mut Graph) -> Result<(), PassError> {
         };
         let epsilon = f64::from(node.attributes.float("epsilon", 1e-5)?);
         let count = scale.len();
-        let (Some(dtype), Some(rank)) = (graph.dtype(x), graph.shape(x).map(<[_]>::len).filter(|rank| *rank >= 2)) else {
+        let (Some(dtype), Some(rank)) = (graph.dtype(x), graph.shape(x).map(<[_]>::len).filter(|rank| *rank >= 2))
+        else {
             return Err(PassError::value(graph, x, "has no known type and rank, as a normalised value must"));
         };
         if [&bias, &mean, &variance].iter().any(|n| n.len() != count) {

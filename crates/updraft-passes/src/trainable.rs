@@ -87,7 +87,17 @@ impl Reader {
 /// Whether the operator only moves the elements of its first operand.
 fn moves(graph: &Graph, node: NodeId) -> bool {
     const MOVES: &[&str] = &[
-        "Cast", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+        "Cast",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
         "Unsqueeze",
     ];
     let node = graph.node(node);

@@ -114,7 +114,8 @@ impl Match {
             );
             return Err(PassError::value(graph, student, problem));
         }
-        let dtype = graph.dtype(student).ok_or_else(|| PassError::value(graph, student, "has no known element type"))?;
+        let dtype =
+            graph.dtype(student).ok_or_else(|| PassError::value(graph, student, "has no known element type"))?;
         let mut weights = vec![0f32; from * to];
         // Drawn from the values' names, so that the same pair always starts alike.
         fill_uniform(&Key::new(0).child("regressor").child(&self.teacher).child(&self.student), 0, &mut weights);
