@@ -33,7 +33,10 @@ fn fold_constants(graph: &mut Graph, report: &mut Report) -> Result<(), PassErro
             continue;
         }
         let node = graph.node(id);
+        // Weights are kept as codes for the sake of their size, and of kernels that compute with them.
+        let holds_codes = node.op == "DequantizeLinear" && node.domain.is_empty();
         let foldable = node.inputs.iter().flatten().all(|v| is_constant(graph, *v))
+            && !holds_codes
             && !has_subgraph(node)
             && !is_random(node)
             && op::find(&node.domain, &node.op).is_some_and(|op| op.eval.get().is_some());

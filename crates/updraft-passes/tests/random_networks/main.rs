@@ -2,4 +2,5 @@
 
 mod gradients;
 mod grow;
+mod quantized;
 mod rewrites;

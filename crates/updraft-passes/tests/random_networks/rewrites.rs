@@ -10,7 +10,7 @@ use updraft_passes::{Promise, Report};
 use crate::grow::{Grown, Pieces, grow};
 
 /// Networks of up to 24 pieces, always the same ones.
-fn on_random_graphs(cases: u32, check: impl Fn(&Grown) -> Result<(), TestCaseError>) {
+pub fn on_random_graphs(cases: u32, check: impl Fn(&Grown) -> Result<(), TestCaseError>) {
     let config = ProptestConfig {
         cases,
         rng_seed: RngSeed::Fixed(0),
@@ -25,12 +25,12 @@ fn on_random_graphs(cases: u32, check: impl Fn(&Grown) -> Result<(), TestCaseErr
     }
 }
 
-fn names(graph: &Graph) -> Vec<String> {
+pub fn names(graph: &Graph) -> Vec<String> {
     graph.outputs().iter().map(|v| graph.value(*v).name.clone()).collect()
 }
 
 /// The largest difference of one output, over its largest magnitude.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_f64().unwrap(), b.to_f64().unwrap());
     let magnitude = a.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
     a.iter().zip(&b).fold(0f64, |d, (a, b)| d.max((a - b).abs())) / magnitude
