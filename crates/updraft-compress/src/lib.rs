@@ -3,10 +3,12 @@
 //! The rewrites themselves (quantizers, pruned channels, a teacher joined to a student) are passes, and pure. Here they
 //! get their facts from data, and their results are judged by measured accuracy and measured latency.
 
+pub mod candidate;
 pub mod distill;
 pub mod interval;
 pub mod latency;
 pub mod measure;
+pub mod search;
 pub mod splits;
 
 mod error;
