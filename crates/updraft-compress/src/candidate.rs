@@ -157,8 +157,7 @@ impl StaticForm {
 
 impl Calibrator {
     /// All of them.
-    pub const ALL: [Calibrator; 4] =
-        [Calibrator::MinMax, Calibrator::Percentile, Calibrator::Entropy, Calibrator::Mse];
+    pub const ALL: [Calibrator; 4] = [Calibrator::MinMax, Calibrator::Percentile, Calibrator::Entropy, Calibrator::Mse];
 
     /// What tables call it.
     pub fn name(self) -> &'static str {

@@ -223,9 +223,10 @@ pub fn front(trials: &[Trial]) -> Vec<usize> {
         .filter(|i| {
             points[*i].is_some_and(|own| {
                 // Of equal points the first stays.
-                !points.iter().enumerate().any(|(j, other)| {
-                    other.is_some_and(|other| beats(&other, &own) || (other == own && j < *i))
-                })
+                !points
+                    .iter()
+                    .enumerate()
+                    .any(|(j, other)| other.is_some_and(|other| beats(&other, &own) || (other == own && j < *i)))
             })
         })
         .collect()
@@ -471,7 +472,8 @@ impl Search<'_> {
             return Ok(form);
         }
         let ratio = |trials: &[Trial], form: &StaticForm| {
-            let trial = trials.iter().find(|t| t.candidate.pruning.is_none() && t.candidate.static_form() == Some(form))?;
+            let trial =
+                trials.iter().find(|t| t.candidate.pruning.is_none() && t.candidate.static_form() == Some(form))?;
             Some(trial.speed.as_ref()?.latency_ratio)
         };
         let tried = StaticForm { float_units: form.float_units.union(&small).cloned().collect(), ..form.clone() };

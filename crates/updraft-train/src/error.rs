@@ -42,6 +42,12 @@ pub enum TrainError {
         /// The tensors that there are.
         known: Vec<String>,
     },
+    /// Whoever watches asked the run to stop. The same run goes on from its checkpoint.
+    #[error("stopped after step {step}; the same run goes on from there")]
+    Stopped {
+        /// Steps that were done.
+        step: u64,
+    },
     /// A checkpoint that was found cannot be used.
     #[error("checkpoint {digest}: {reason}")]
     Checkpoint {

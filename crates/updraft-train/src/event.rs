@@ -8,6 +8,11 @@ use crate::metrics::Metrics;
 pub trait Observer {
     /// Takes note of something that happened.
     fn observe(&mut self, event: &Event);
+
+    /// Whether the run should stop after this step, with a checkpoint to go on from: somebody's time is over.
+    fn stops(&mut self) -> bool {
+        false
+    }
 }
 
 /// Something that happened in a run.

@@ -118,8 +118,12 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
         if progress.evaluation_is_due() {
             progress.evaluate(&batch)?;
         }
-        if progress.checkpoint_is_due() {
+        let stops = progress.run.observer.stops() && progress.goes_on();
+        if stops || progress.checkpoint_is_due() {
             progress.save(&batch)?;
+        }
+        if stops {
+            return Err(TrainError::Stopped { step: progress.record.step });
         }
     }
     progress.finish()

@@ -153,8 +153,7 @@ fn the_fewest_harmful_units_go_to_float() {
     let outcome = search(&mut fake, &settings(Objective::Latency, 0.01)).unwrap();
     let form = chosen(&outcome).candidate.static_form().unwrap();
     assert_eq!(form.float_units, BTreeSet::from([unit(3), unit(7)]));
-    let in_float: Vec<&str> =
-        outcome.decisions.iter().filter(|d| d.form == "float").map(|d| d.unit.as_str()).collect();
+    let in_float: Vec<&str> = outcome.decisions.iter().filter(|d| d.form == "float").map(|d| d.unit.as_str()).collect();
     assert_eq!(in_float, ["unit_3", "unit_7"]);
 }
 
