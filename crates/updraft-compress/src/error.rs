@@ -50,10 +50,10 @@ pub enum CompressError {
         /// The number of classes.
         classes: usize,
     },
-    /// A model gave a number that is none.
-    #[error("output {output:?} holds {value} for sample {sample}")]
+    /// Data, or what a model makes of it, is no finite number.
+    #[error("{output:?} holds {value} for sample {sample}")]
     NotFinite {
-        /// The model's output.
+        /// The tensor of the data, or the value of the model.
         output: String,
         /// What it holds.
         value: f64,

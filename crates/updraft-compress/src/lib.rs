@@ -3,8 +3,10 @@
 //! The rewrites themselves (quantizers, pruned channels, a teacher joined to a student) are passes, and pure. Here they
 //! get their facts from data, and their results are judged by measured accuracy and measured latency.
 
+pub mod calibrate;
 pub mod candidate;
 pub mod distill;
+pub mod histogram;
 pub mod interval;
 pub mod latency;
 pub mod measure;
