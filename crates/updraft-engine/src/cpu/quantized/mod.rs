@@ -10,7 +10,13 @@
 //! of the sums.
 
 mod conv;
+mod dense;
+mod depthwise;
+mod dot;
+mod finish;
+mod panel;
 mod product;
+mod transpose;
 
 pub(crate) use self::conv::QuantizedConv;
 pub(crate) use self::product::{QuantizedProduct, WeightOrder};
@@ -113,3 +119,6 @@ pub(crate) struct Dynamic {
     /// A factor of all multipliers.
     pub(crate) scale: f32,
 }
+
+#[cfg(test)]
+mod tests;
