@@ -431,23 +431,43 @@ fn attention_flops(shapes: &Shapes) -> u64 {
     2 * total * (shapes.input_len(0) + shapes.output_len(0)) + 5 * scores
 }
 
+/// Heads go as a whole; a head of keys and values takes the run of query heads that it serves along.
 fn attention_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
-    let q = cx.shape(0).ok_or_else(|| OpError::shape("the rank of the query must be known"))?;
+    let (Some(q), Some(k)) = (cx.shape(0), cx.shape(1)) else {
+        return Err(OpError::shape("the ranks of query and key must be known"));
+    };
+    let packed = q.len() == 3;
+    let (heads, sequence) = if packed { (2, 1) } else { (1, 2) };
     let mut links = vec![Link::Same(Axis::Input(0, 0), Axis::Output(0, 0))];
     links.extend((1..3).map(|i| Link::Same(Axis::Input(i, 0), Axis::Output(0, 0))));
-    let (heads, sequence) = if q.len() == 4 { (1, 2) } else { (2, 1) };
     links.push(Link::Same(Axis::Input(0, sequence), Axis::Output(0, sequence)));
-    match (q.len(), head_count(&cx.view, "q_num_heads")?) {
-        (3, Some(count)) => {
-            links.push(Link::Grouped(Axis::Input(0, heads), Axis::Output(0, heads), count));
-            for i in 1..3 {
-                links.push(Link::Grouped(Axis::Input(i, heads), Axis::Output(0, heads), count));
-            }
-        }
-        _ => {
-            links.push(Link::Same(Axis::Input(0, heads), Axis::Output(0, heads)));
-            links.push(Link::Same(Axis::Input(0, 3), Axis::Input(1, 3)));
-            links.push(Link::Same(Axis::Input(2, 3), Axis::Output(0, 3)));
+    let count = |shape: &[Dim], name: &str| match packed {
+        true => head_count(&cx.view, name),
+        false => Ok(shape.get(1).and_then(Dim::known)),
+    };
+    let (query_heads, key_heads) = (count(q, "q_num_heads")?, count(k, "kv_num_heads")?);
+    let (Some(query_heads), Some(key_heads)) = (query_heads, key_heads) else {
+        return Err(OpError::shape("the numbers of heads must be known"));
+    };
+    let mut go_with_output = |axis, count| links.push(Link::Grouped(axis, Axis::Output(0, heads), count));
+    go_with_output(Axis::Input(0, heads), query_heads);
+    go_with_output(Axis::Input(1, heads), key_heads);
+    go_with_output(Axis::Input(2, heads), key_heads);
+    // The mask stretches to [N, heads, S, T]; caches are [N, heads, T, D].
+    if let Some([.., dim, _, _]) = cx.shape(3)
+        && *dim != Dim::Known(1)
+    {
+        let axis = cx.shape(3).map_or(0, |mask| mask.len() - 3);
+        go_with_output(Axis::Input(3, axis), query_heads);
+    }
+    (4..6).filter(|i| cx.optional(*i).is_some()).for_each(|i| go_with_output(Axis::Input(i, 1), key_heads));
+    (1..3).filter(|i| cx.wants(*i)).for_each(|i| go_with_output(Axis::Output(i, 1), key_heads));
+    (3..4).filter(|i| cx.wants(*i)).for_each(|i| go_with_output(Axis::Output(i, 1), query_heads));
+    if !packed {
+        links.push(Link::Same(Axis::Input(0, 3), Axis::Input(1, 3)));
+        links.push(Link::Same(Axis::Input(2, 3), Axis::Output(0, 3)));
+        if cx.attributes().get("scale").is_none() {
+            links.push(Link::Fixed(Axis::Input(0, 3), "its size sets the scale of the scores"));
         }
     }
     Ok(links)
@@ -524,7 +544,12 @@ fn rotary_flops(shapes: &Shapes) -> u64 {
 
 fn rotary_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
     let x = cx.shape(0).ok_or_else(|| OpError::shape("the rank of the input must be known"))?;
-    let mut links: Vec<Link> = (0..x.len()).map(|i| Link::Same(Axis::Input(0, i), Axis::Output(0, i))).collect();
-    links.push(Link::Fixed(Axis::Input(0, x.len().saturating_sub(1)), "its elements are turned in pairs"));
+    let last = x.len().saturating_sub(1);
+    let mut links: Vec<Link> = (0..last).map(|i| Link::Same(Axis::Input(0, i), Axis::Output(0, i))).collect();
+    let (before, after) = (Axis::Input(0, last), Axis::Output(0, last));
+    links.push(match head_count(&cx.view, "num_heads")?.filter(|_| x.len() == 3) {
+        Some(heads) => Link::Grouped(before, after, heads),
+        None => Link::Fixed(before, "its elements are turned in pairs"),
+    });
     Ok(links)
 }

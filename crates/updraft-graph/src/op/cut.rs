@@ -3,7 +3,7 @@
 use crate::dim::{Dim, known_shape};
 use crate::graph::ValueId;
 use crate::op::rearrange::{by_axis, same_size_channels, whole};
-use crate::op::{Arity, Eval, Fact, Gradient, Infer, Op, OpError, OpView, resolve_axis, show_shape};
+use crate::op::{Arity, Axis, Eval, Fact, Gradient, Infer, Link, Op, OpError, OpView, resolve_axis, show_shape};
 use crate::tensor::Tensor;
 
 type Evaluated = Result<Vec<Tensor>, OpError>;
@@ -13,7 +13,7 @@ type Grads = Result<Vec<Option<ValueId>>, OpError>;
 pub(super) const OPS: &[Op] = &[
     Op::onnx("Slice", &[1, 10, 11, 13], Arity::range(1, 5), infer_slice, eval_slice)
         .gradient(slice_gradient)
-        .channels(same_size_channels),
+        .channels(slice_links),
     Op::onnx("SliceGradient", &[1], Arity::range(4, 6), infer_slice_gradient, eval_slice_gradient)
         .own()
         .no_gradient("second-order derivatives are not implemented")
@@ -208,6 +208,27 @@ fn pad_to(cx: &mut Gradient, dy: ValueId, before: Vec<i64>, x: ValueId) -> Resul
         }
     };
     cx.op("Pad", &[dy, pads])
+}
+
+/// Axes that are taken as a whole keep their indices; a run of neighbours is a part of its axis.
+fn slice_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
+    let shape = cx.shape(0).ok_or_else(|| OpError::shape("the rank must be known"))?;
+    let mut links = same_size_channels(cx)?;
+    let Some(Bounds { starts: Some(starts), ends: Some(ends), steps: Some(steps), axes, .. }) =
+        bounds(cx, 1, shape.len())?
+    else {
+        return Ok(links);
+    };
+    for (i, axis) in axes.into_iter().enumerate() {
+        let Some(size) = shape[axis].known() else { continue };
+        let (start, step, len) = resolve(starts[i], ends[i], steps[i], size)?;
+        let (part, whole) = (Axis::Output(0, axis), Axis::Input(0, axis));
+        if let (Ok(offset), 1, true) = (usize::try_from(start), step, len < size) {
+            links.retain(|link| !matches!(link, Link::Fixed(fixed, _) if *fixed == whole));
+            links.push(Link::Offset { part, whole, offset, len });
+        }
+    }
+    Ok(links)
 }
 
 /// Inputs: dy, shape of x, then the slice's starts, ends, axes and steps.

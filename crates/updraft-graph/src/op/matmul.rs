@@ -164,13 +164,25 @@ fn matmul_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
     let (Some(a), Some(b)) = (cx.shape(0), cx.shape(1)) else {
         return Err(OpError::shape("the ranks of both inputs must be known"));
     };
-    let out = matmul_shape(a, b)?.len();
+    let product = matmul_shape(a, b)?;
+    let out = product.len();
     let mut links = vec![Link::Same(Axis::Input(0, a.len() - 1), Axis::Input(1, b.len().saturating_sub(2)))];
     if a.len() > 1 {
         links.push(Link::Same(Axis::Input(0, a.len() - 2), Axis::Output(0, out - if b.len() > 1 { 2 } else { 1 })));
     }
     if b.len() > 1 {
         links.push(Link::Same(Axis::Input(1, b.len() - 1), Axis::Output(0, out - 1)));
+    }
+    // Matrices of a stack go together, but for one matrix that all of them meet.
+    let batch = out.saturating_sub(usize::from(a.len() > 1) + usize::from(b.len() > 1));
+    for (input, shape) in [a, b].into_iter().enumerate() {
+        let stacked = shape.len().saturating_sub(2);
+        for (axis, dim) in shape[..stacked].iter().enumerate() {
+            let place = batch - stacked + axis;
+            if dim.same(&product[place]) {
+                links.push(Link::Same(Axis::Input(input, axis), Axis::Output(0, place)));
+            }
+        }
     }
     Ok(links)
 }

@@ -212,8 +212,8 @@ pub enum Axis {
 
 /// How indices along two axes belong together: what removing index `i` of one removes of the other.
 ///
-/// An axis that no link names is free: it is summed over, or made here. Structured pruning and tensor parallelism
-/// follow links from node to node.
+/// An axis that no link names is read or made here as a whole, and cannot lose indices. Structured pruning and tensor
+/// parallelism follow links from node to node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
     /// Index `i` of one is index `i` of the other (element-wise operators, a weight's input channels).
@@ -229,16 +229,19 @@ pub enum Link {
         /// How long the part is.
         len: usize,
     },
-    /// Index `i` of `outer` is the `repeat` indices from `i * repeat` of `inner` (Flatten, Reshape, heads).
+    /// Index `i` of `outer` is all indices `j` of `inner` with `j / repeat mod n = i`, where `n` is the size of `outer`
+    /// (Flatten, Reshape, heads). Where several axes make up `inner`, each has such a link, and only one of them can
+    /// lose indices.
     Block {
         /// The axis of blocks.
         outer: Axis,
         /// The axis of their elements.
         inner: Axis,
-        /// Elements a block.
+        /// Neighbouring elements of a block.
         repeat: usize,
     },
-    /// Both axes consist of `groups` equal blocks that must keep equal sizes (grouped convolution).
+    /// Both axes consist of `groups` equal blocks, and block `i` of one goes with block `i` of the other (grouped
+    /// convolution, heads).
     Grouped(Axis, Axis, usize),
     /// The operator cannot do with fewer indices along this axis; the reason is for the report.
     Fixed(Axis, &'static str),

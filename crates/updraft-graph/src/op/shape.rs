@@ -24,10 +24,10 @@ const SIZES: &str = "the result depends on the shape only";
 pub(super) const OPS: &[Op] = &[
     Op::onnx("Shape", &[1, 13, 15, 19, 21, 23, 24, 25], Arity::exact(1), infer_shape, eval_shape)
         .no_gradient(SIZES)
-        .no_channels(SIZES),
+        .channels(size_links),
     Op::onnx("Size", &[1, 13, 19, 21, 23, 24, 25], Arity::exact(1), infer_size, eval_size)
         .no_gradient(SIZES)
-        .no_channels(SIZES),
+        .channels(size_links),
     view("Reshape", &[5, 13, 14, 19, 21, 23, 24, 25], Arity::exact(2), infer_reshape),
     view("Flatten", &[1, 9, 11, 13, 21, 23, 24, 25], Arity::exact(1), infer_flatten),
     view("Squeeze", &[1, 11, 13, 21, 23, 24, 25], Arity::range(1, 2), infer_squeeze),
@@ -111,6 +111,12 @@ fn view_gradient(cx: &mut Gradient) -> Grads {
     Ok(std::iter::once(Some(dx)).chain(vec![None; cx.node.inputs.len() - 1]).collect())
 }
 
+/// Every axis goes with itself: its indices are counted, whatever they are.
+fn size_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
+    let rank = cx.shape(0).map_or(0, <[Dim]>::len);
+    Ok((0..rank).map(|axis| Link::Same(Axis::Input(0, axis), Axis::Input(0, axis))).collect())
+}
+
 /// Both shapes are cut into the shortest runs of neighbouring axes with one product; axes of size 1 are left out.
 fn view_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
     let op = crate::op::find(&cx.node.domain, &cx.node.op)
@@ -147,22 +153,19 @@ fn view_channels(cx: &Infer) -> Result<Vec<Link>, OpError> {
     Ok(links)
 }
 
-/// Links of one run of input axes that becomes one run of output axes: where one side is a single axis, the outermost
-/// axis of the other side holds blocks of it.
+/// Links of one run of input axes that becomes one run of output axes: where one side is a single axis, each axis of
+/// the other side holds blocks of it.
 fn link_run(from: &[(usize, Dim)], to: &[(usize, Dim)], links: &mut Vec<Link>) {
-    let repeat = |rest: &[(usize, Dim)]| Dim::product(rest.iter().map(|(_, dim)| dim)).known();
+    let mut blocks = |many: &[(usize, Dim)], outer: fn(usize) -> Axis, inner: Axis| {
+        for (at, (axis, _)) in many.iter().enumerate() {
+            let repeat = Dim::product(many[at + 1..].iter().map(|(_, dim)| dim)).known();
+            links.extend(repeat.map(|repeat| Link::Block { outer: outer(*axis), inner, repeat }));
+        }
+    };
     match (from, to) {
         ([(i, _)], [(j, _)]) => links.push(Link::Same(Axis::Input(0, *i), Axis::Output(0, *j))),
-        ([(i, _)], [(j, _), rest @ ..]) => links.extend(repeat(rest).map(|repeat| Link::Block {
-            outer: Axis::Output(0, *j),
-            inner: Axis::Input(0, *i),
-            repeat,
-        })),
-        ([(i, _), rest @ ..], [(j, _)]) => links.extend(repeat(rest).map(|repeat| Link::Block {
-            outer: Axis::Input(0, *i),
-            inner: Axis::Output(0, *j),
-            repeat,
-        })),
+        ([(i, _)], many) => blocks(many, |axis| Axis::Output(0, axis), Axis::Input(0, *i)),
+        (many, [(j, _)]) => blocks(many, |axis| Axis::Input(0, axis), Axis::Output(0, *j)),
         _ => {
             let mixed = "axes are mixed by a reshape";
             links.extend(from.iter().map(|(axis, _)| Link::Fixed(Axis::Input(0, *axis), mixed)));
