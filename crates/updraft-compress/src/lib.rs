@@ -10,6 +10,7 @@ pub mod histogram;
 pub mod interval;
 pub mod latency;
 pub mod measure;
+pub mod prune;
 pub mod search;
 pub mod splits;
 

@@ -150,6 +150,25 @@ pub(crate) fn training(pipeline: &mut Pipeline, options: &TrainingOptions) -> Re
     Ok(made)
 }
 
+/// A model into its loss and gradients on a batch; names of the batch's inputs and of the parameters.
+pub(crate) fn gradients(
+    pipeline: &mut Pipeline,
+    options: &TrainingOptions,
+) -> Result<(Vec<String>, Vec<String>), PipelineError> {
+    // As in a training step, for the same reasons.
+    pipeline.run(UPGRADE)?;
+    let mut draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    pipeline.run(FOLD_CONSTANTS)?;
+    pipeline.apply("training mode", Promise::Lossy, |g, r| draft.enter_training_mode(g, r))?;
+    pipeline.run(DROP_IDENTITIES)?;
+    pipeline.apply("gradient", Promise::Exact, |g, r| draft.differentiate(g, r))?;
+    let names = pipeline.apply("gradients as outputs", Promise::Exact, |g, _| Ok(draft.expose(g)))?;
+    pipeline.run(FOLD_CONSTANTS)?;
+    pipeline.run(MERGE_COMMON)?;
+    pipeline.run(DEAD_CODE)?;
+    Ok(names)
+}
+
 /// A model into its loss and metrics on a batch.
 pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> Result<Vec<String>, PipelineError> {
     // The loss is written in the newest form; upgrading what is upgraded changes nothing.

@@ -133,6 +133,27 @@ pub fn build(model: &Graph, options: &TrainingOptions) -> Result<TrainingStep, P
     Ok(TrainingStep { graph, state, batch_inputs, outputs, reports })
 }
 
+/// A model's loss on a batch in training mode, with its gradients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GradientStep {
+    /// Its inputs are those of the batch and, where randomness reads them, [`STEP`] and [`SEED`]; its outputs the loss and
+    /// then the gradients.
+    pub graph: Graph,
+    /// Graph inputs that come from the data.
+    pub batch_inputs: Vec<String>,
+    /// The parameters, in the order of their gradients.
+    pub parameters: Vec<String>,
+}
+
+/// The gradients of what [`build`] would train, for those who weigh parameters and do not move them.
+pub fn build_gradients(model: &Graph, options: &TrainingOptions) -> Result<GradientStep, PipelineError> {
+    let mut graph = model.clone();
+    let mut pipeline = Pipeline::new(&mut graph);
+    let (batch_inputs, parameters) = pipeline::gradients(&mut pipeline, options)?;
+    pipeline.finish();
+    Ok(GradientStep { graph, batch_inputs, parameters })
+}
+
 /// A model with its loss, for measuring: the inference form, its outputs the loss, the metrics and the kept outputs.
 /// Returns the graph and the names of its inputs as [`TrainingStep::batch_inputs`] has them.
 pub fn build_evaluation(model: &Graph, options: &TrainingOptions) -> Result<(Graph, Vec<String>), PipelineError> {
@@ -310,6 +331,22 @@ impl Draft {
             return Err(PassError::Option { option: "freeze", problem: problem.to_owned() });
         }
         Ok(())
+    }
+
+    /// Makes the loss and the gradients the graph's outputs, and parameters and statistics constants again. Returns the
+    /// names of the batch's inputs and of the parameters.
+    pub(crate) fn expose(self, graph: &mut Graph) -> (Vec<String>, Vec<String>) {
+        let outputs = graph.outputs().first().copied().into_iter().chain(self.gradients).collect();
+        graph.set_outputs(outputs);
+        let given = graph.inputs().iter().copied();
+        let given = given.filter(|v| graph.value(*v).constant().is_none() && *v != self.inputs.learning_rate);
+        let is_read = |v: &ValueId| {
+            ![self.inputs.step, self.seed].contains(v) || !graph.value(*v).consumers().is_empty()
+        };
+        let given = given.filter(is_read).collect();
+        graph.set_inputs(given);
+        let names = self.trained.iter().map(|v| graph.value(*v).name.clone()).collect();
+        (self.batch_inputs, names)
     }
 
     /// Adds clipping, updates and running statistics.
