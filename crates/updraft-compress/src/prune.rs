@@ -70,12 +70,8 @@ pub enum Method {
 impl Settings {
     /// A share of each group of channels by L2, widths multiples of 8, in one part.
     pub fn structured(ratio: f64) -> Settings {
-        let method = Method::Structured {
-            importance: Importance::L2,
-            scope: Scope::Local,
-            round_to: 8,
-            limits: Vec::new(),
-        };
+        let method =
+            Method::Structured { importance: Importance::L2, scope: Scope::Local, round_to: 8, limits: Vec::new() };
         Settings {
             method,
             ratio,
@@ -179,7 +175,8 @@ impl Size {
         let floats = graph.constants().filter(|(_, t)| t.dtype().is_float());
         let parameters = floats.map(|(_, t)| t.len() as u64).sum();
         let bytes = graph.constants().map(|(_, t)| t.byte_len() as u64).sum();
-        let total = |graph: &Graph| graph.nodes().map(|(_, node)| cost::of_node(graph, node)).sum::<Option<cost::Cost>>();
+        let total =
+            |graph: &Graph| graph.nodes().map(|(_, node)| cost::of_node(graph, node)).sum::<Option<cost::Cost>>();
         let flops = cost::at_sizes(graph, sizes).ok().and_then(|bound| total(&bound)).map(|cost| cost.flops);
         Size { parameters, bytes, flops }
     }
@@ -303,9 +300,9 @@ fn remove_weights(
     let masks = sparse::choose(graph, &asked, &BTreeMap::new())?;
     let (elements, zeros) = sparse::apply(graph, &masks)?;
     report.sparsity = Some(Sparsity { elements, zeros, note: sparse::NO_SPEED });
-    let left = graph.constants().filter(|(id, t)| {
-        t.dtype().is_float() && t.rank() >= 2 && !masks.contains_key(&graph.value(*id).name)
-    });
+    let left = graph
+        .constants()
+        .filter(|(id, t)| t.dtype().is_float() && t.rank() >= 2 && !masks.contains_key(&graph.value(*id).name));
     report.refused = left
         .map(|(id, t)| {
             let name = graph.value(id).name.clone();
@@ -366,10 +363,11 @@ pub fn gradients(graph: &Graph, tuning: &Tuning, batches: u64) -> Result<BTreeMa
         let batch = batch?;
         let mut inputs = random.clone();
         for name in &step.batch_inputs {
-            let found = batch.tensors.iter().find(|(given, _)| given == name).ok_or_else(|| CompressError::Setting {
-                setting: "data",
-                problem: format!("makes no tensor {name:?}, which the model or its loss reads"),
-            })?;
+            let found =
+                batch.tensors.iter().find(|(given, _)| given == name).ok_or_else(|| CompressError::Setting {
+                    setting: "data",
+                    problem: format!("makes no tensor {name:?}, which the model or its loss reads"),
+                })?;
             inputs.push((name.as_str(), &found.1));
         }
         let outputs = session.run(&inputs)?;

@@ -340,9 +340,8 @@ impl Draft {
         graph.set_outputs(outputs);
         let given = graph.inputs().iter().copied();
         let given = given.filter(|v| graph.value(*v).constant().is_none() && *v != self.inputs.learning_rate);
-        let is_read = |v: &ValueId| {
-            ![self.inputs.step, self.seed].contains(v) || !graph.value(*v).consumers().is_empty()
-        };
+        let is_read =
+            |v: &ValueId| ![self.inputs.step, self.seed].contains(v) || !graph.value(*v).consumers().is_empty();
         let given = given.filter(is_read).collect();
         graph.set_inputs(given);
         let names = self.trained.iter().map(|v| graph.value(*v).name.clone()).collect();

@@ -62,7 +62,7 @@ pub(super) const OPS: &[Op] = &[
         eval: Rule::Is(eval_instance),
         gradient: Rule::Is(instance_gradient),
         flops: statistics_flops,
-        channels: Rule::Is(channel_links),
+        channels: Rule::Is(instance_links),
     },
     Op {
         name: "GroupNormalization",
@@ -513,9 +513,17 @@ fn channel_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
     Ok(links)
 }
 
+/// Statistics are those of each channel, over all other axes but that of examples.
+fn instance_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
+    let mut links = channel_links(cx)?;
+    let measured = 2..rank_of(cx)?;
+    links.extend(measured.map(|i| Link::Fixed(Axis::Input(0, i), "every element takes part in the statistics")));
+    Ok(links)
+}
+
 fn group_links(cx: &Infer) -> Result<Vec<Link>, OpError> {
     let groups = group_count(cx.attributes(), &Dim::Unknown)?;
-    let mut links = channel_links(cx)?;
+    let mut links = instance_links(cx)?;
     links.push(Link::Grouped(Axis::Input(0, 1), Axis::Output(0, 1), groups));
     Ok(links)
 }

@@ -236,9 +236,9 @@ impl Layer {
         (0..scores.len()).for_each(|place| rows[index_along(self.output, place)].push(place));
         // The hardware's runs are neighbours along the input channels, tap by tap.
         let (input, taps) = (self.input, |place: usize| {
-            (0..shape.len()).filter(|a| *a != self.input && *a != self.output).fold(0, |at, a| {
-                at * shape[a] + index_along(a, place)
-            })
+            (0..shape.len())
+                .filter(|a| *a != self.input && *a != self.output)
+                .fold(0, |at, a| at * shape[a] + index_along(a, place))
         });
         rows.iter_mut().for_each(|row| row.sort_by_key(|place| (taps(*place), index_along(input, *place))));
         Ok(Scored { name: value.name.clone(), scores, rows, by_row: norms.is_some() })

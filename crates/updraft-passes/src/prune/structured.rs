@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use updraft_base::random::Key;
 use updraft_graph::check::check;
-use updraft_graph::infer::{infer, infer_node};
 use updraft_graph::graph::TensorType;
+use updraft_graph::infer::{infer, infer_node};
 use updraft_graph::upgrade::upgrade;
 use updraft_graph::{Attribute, Dim, Graph, NodeId, Tensor, ValueId, ValueType};
 
