@@ -1,0 +1,139 @@
+//! Scales and zero points that forgive outliers, without data, after half-quadratic quantization (Badri and Shaji 2023,
+//! <https://mobiusml.github.io/hqq_blog/>).
+//!
+//! The error of a block is measured by `Σ |w - ŵ|^p` with `p < 1`, which cares little about a few large errors. Split
+//! into an error `e` that may be sparse and a rest that is squared, the sum has two easy halves that alternate: `e` is the
+//! difference shrunk (generalised soft thresholding), and the quantizer is the least-squares fit of the rest.
+
+use updraft_graph::Tensor;
+
+use crate::quantize::Quantizer;
+use crate::quantize::rounding::{Grid, Rounded, RoundingError, matrix_of};
+
+/// How scales and zero points are sought.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HqqOptions {
+    /// The power p of the error.
+    pub power: f32,
+    /// The weight β of the squared half at first, for differences in steps.
+    pub beta: f32,
+    /// By how much β grows in each round.
+    pub growth: f32,
+    /// Rounds.
+    pub rounds: usize,
+    /// Whether zero points are sought too; otherwise they stay, as those of symmetric codes must.
+    pub zero_points: bool,
+}
+
+impl Default for HqqOptions {
+    fn default() -> HqqOptions {
+        HqqOptions { power: 0.7, beta: 10.0, growth: 1.01, rounds: 20, zero_points: true }
+    }
+}
+
+/// Rounds `weights [out, in]` to nearest after fitting the scales and zero points of `quantizer` to them.
+///
+/// The published method keeps the scale and has real zero points. Those of ONNX are codes, which can only move the ends of
+/// the range, so the scale is fitted as well. Of all quantizers met on the way, the given one among them, the one with the
+/// least error is kept.
+pub fn hqq(weights: &Tensor, quantizer: &Quantizer, options: &HqqOptions) -> Result<Rounded, RoundingError> {
+    let (rows, columns, elements) = matrix_of(weights, None)?;
+    let grid = Grid::new(quantizer, rows, columns)?;
+    let mut blocks: Vec<Vec<f32>> = vec![Vec::new(); quantizer.scales.len()];
+    for (i, w) in elements.iter().enumerate() {
+        blocks[grid.index(i / columns, i % columns)].push(*w);
+    }
+    let mut fitted = quantizer.clone();
+    for (at, block) in blocks.iter().enumerate() {
+        (fitted.scales[at], fitted.zero_points[at]) = fit(block, quantizer, at, options);
+    }
+    Rounded::nearest(weights, &fitted)
+}
+
+/// The scale and zero point of one block.
+fn fit(block: &[f32], quantizer: &Quantizer, at: usize, options: &HqqOptions) -> (f32, i32) {
+    let (low, high) = (quantizer.levels.0 as f32, quantizer.levels.1 as f32);
+    let (mut scale, mut zero) = (quantizer.scales[at], quantizer.zero_points[at] as f32);
+    let code = |w: f32, scale: f32, zero: f32| ((w / scale).round_ties_even() + zero).clamp(low, high);
+    let error = |scale: f32, zero: f32| -> f64 {
+        block.iter().map(|w| f64::from((w - scale * (code(*w, scale, zero) - zero)).abs().powf(options.power))).sum()
+    };
+    let mut best = (error(scale, zero), scale, zero);
+    let mut beta = options.beta;
+    for _ in 0..options.rounds {
+        let (mut products, mut squares, mut offsets) = (0.0f64, 0.0f64, 0.0f64);
+        for w in block {
+            let steps = w / scale;
+            let rounded = code(*w, scale, zero) - zero;
+            let difference = steps - rounded;
+            let magnitude = difference.abs();
+            let threshold = if magnitude > 0.0 { magnitude.powf(options.power - 1.0) / beta } else { 0.0 };
+            let rest = f64::from(steps - difference.signum() * (magnitude - threshold).max(0.0));
+            products += f64::from(rounded) * rest;
+            squares += f64::from(rounded * rounded);
+            offsets += f64::from(rounded) - rest;
+        }
+        let factor = if squares > 0.0 { products / squares } else { 1.0 };
+        let candidate = (f64::from(scale) * factor) as f32;
+        if !(candidate.is_normal() && candidate > 0.0) {
+            break;
+        }
+        scale = candidate;
+        if options.zero_points {
+            let shift = offsets / block.len().max(1) as f64;
+            zero = (zero + shift as f32).round_ties_even().clamp(low, high);
+        }
+        let found = error(scale, zero);
+        if found < best.0 {
+            best = (found, scale, zero);
+        }
+        beta *= options.growth;
+    }
+    (best.1, best.2 as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::{WeightScale, levels};
+    use updraft_base::random::{Key, fill_normal};
+    use updraft_graph::DType;
+
+    #[test]
+    fn the_error_of_each_block_never_grows_and_outliers_stop_setting_the_scale() {
+        let (rows, columns) = (16, 128);
+        let mut values = vec![0f32; rows * columns];
+        fill_normal(&Key::new(5), 0, &mut values);
+        values.iter_mut().step_by(97).for_each(|v| *v *= 8.0);
+        let weights = Tensor::new(&[rows, columns], &values).unwrap();
+        for (dtype, symmetric) in [(DType::U4, false), (DType::I4, true)] {
+            let of = |axis, block| {
+                let levels = levels(dtype).unwrap();
+                Quantizer::of_groups(&weights, dtype, levels, axis, block, WeightScale::MaxAbs, symmetric).unwrap()
+            };
+            let options = HqqOptions { zero_points: !symmetric, ..HqqOptions::default() };
+            for quantizer in [of(Some(0), None), of(Some(1), Some(32))] {
+                let error = |rounded: &Rounded| -> Vec<f64> {
+                    let back = rounded.weights().unwrap();
+                    let pairs = values.iter().zip(back.as_slice::<f32>().unwrap());
+                    let errors: Vec<f64> = pairs.map(|(a, b)| f64::from((a - b).abs().powf(options.power))).collect();
+                    errors.chunks(quantizer.block.unwrap_or(columns)).map(|block| block.iter().sum()).collect()
+                };
+                let nearest = error(&Rounded::nearest(&weights, &quantizer).unwrap());
+                let found = hqq(&weights, &quantizer, &options).unwrap();
+                assert!(!symmetric || found.quantizer.zero_points == quantizer.zero_points);
+                let found = error(&found);
+                assert!(found.iter().zip(&nearest).all(|(found, nearest)| found <= &(nearest * 1.000_001)));
+                assert!(found.iter().sum::<f64>() < 0.95 * nearest.iter().sum::<f64>(), "{dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_zero_keep_their_scale() {
+        let weights = Tensor::new(&[2, 4], &[0f32; 8]).unwrap();
+        let quantizer = Quantizer::of_weights(&weights, DType::I8, Some(0), WeightScale::MaxAbs).unwrap();
+        let found = hqq(&weights, &quantizer, &HqqOptions::default()).unwrap();
+        assert_eq!(found.quantizer, quantizer);
+    }
+}
