@@ -60,6 +60,14 @@ pub enum CompressError {
         /// The number of the sample in its dataset.
         sample: u64,
     },
+    /// A layer cannot be looked at or rounded.
+    #[error("layer {node}: {problem}")]
+    Layer {
+        /// The node's label.
+        node: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// Something that was asked for does not fit the model or the data.
     #[error("{setting} {problem}")]
     Setting {

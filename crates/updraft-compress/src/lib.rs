@@ -9,8 +9,10 @@ pub mod distill;
 pub mod histogram;
 pub mod interval;
 pub mod latency;
+pub mod layers;
 pub mod measure;
 pub mod prune;
+pub mod rounding;
 pub mod search;
 pub mod splits;
 

@@ -8,9 +8,9 @@
 
 use updraft_graph::Tensor;
 
-use crate::quantize::Quantizer;
 use crate::quantize::rounding::matrix::{View, multiply, upper_factor_of_inverse};
-use crate::quantize::rounding::{Grid, Moments, Rounded, RoundingError, matrix_of, row_errors};
+use crate::quantize::rounding::{Grid, Moments, RoundingError, matrix_of, rounded, row_errors};
+use crate::quantize::{Quantizer, RoundedWeights};
 
 /// How error is fed back.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,7 +39,7 @@ pub fn gptq(
     quantizer: &Quantizer,
     moments: &Moments,
     options: &GptqOptions,
-) -> Result<Rounded, RoundingError> {
+) -> Result<RoundedWeights, RoundingError> {
     let (rows, columns, elements) = matrix_of(weights, Some(moments))?;
     let grid = Grid::new(quantizer, rows, columns)?;
     let hessian = moments.second();
@@ -69,7 +69,7 @@ pub fn gptq(
         multiply(&mut left, end.min(columns - 1), columns, 1.0, -1.0, errors, rest);
     }
     keep_nearest_where_better(elements, &grid, &hessian, &mut codes);
-    Rounded::new(quantizer, weights.shape(), &codes)
+    rounded(quantizer, weights.shape(), &codes)
 }
 
 /// The columns in the order in which they are rounded.
@@ -102,7 +102,7 @@ fn damped_factor(hessian: &[f64], order: &[usize], damping: f64) -> Result<Vec<f
 /// Rounds those rows to nearest whose output then moves less.
 pub(super) fn keep_nearest_where_better(elements: &[f32], grid: &Grid, hessian: &[f64], codes: &mut [i32]) {
     let columns = grid.columns;
-    let nearest: Vec<i32> = grid.nearest(elements);
+    let nearest = grid.nearest(elements);
     let error_of = |codes: &[i32]| row_errors(&grid.differences(elements, codes), hessian, columns);
     let (found, plain) = (error_of(codes), error_of(&nearest));
     for (r, _) in found.iter().zip(&plain).enumerate().filter(|(_, (found, plain))| found > plain) {
@@ -117,7 +117,7 @@ mod tests {
     use updraft_graph::DType;
 
     use super::*;
-    use crate::quantize::rounding::output_error;
+    use crate::quantize::rounding::{nearest, output_error};
     use crate::quantize::{WeightScale, levels};
 
     fn normal(seed: u64, count: usize) -> Vec<f32> {
@@ -137,6 +137,10 @@ mod tests {
         }
         moments.add(&x).unwrap();
         moments
+    }
+
+    fn weights_of(rounded: &RoundedWeights) -> Tensor {
+        rounded.quantizer.dequantize(&rounded.codes).unwrap()
     }
 
     fn quantizers(weights: &Tensor) -> Vec<Quantizer> {
@@ -164,7 +168,7 @@ mod tests {
             for by_diagonal in [false, true] {
                 let options = GptqOptions { by_diagonal, ..GptqOptions::default() };
                 let found = gptq(&weights, &quantizer, &moments, &options).unwrap();
-                assert_eq!(found, Rounded::nearest(&weights, &quantizer).unwrap());
+                assert_eq!(found, nearest(&weights, &quantizer).unwrap());
             }
         }
     }
@@ -176,7 +180,7 @@ mod tests {
         moments.add(&[0.0; 9]).unwrap();
         for quantizer in quantizers(&weights) {
             let found = gptq(&weights, &quantizer, &moments, &GptqOptions::default()).unwrap();
-            assert_eq!(found, Rounded::nearest(&weights, &quantizer).unwrap());
+            assert_eq!(found, nearest(&weights, &quantizer).unwrap());
         }
     }
 
@@ -198,13 +202,13 @@ mod tests {
             let moments = inputs(seed ^ 1, 2 * columns, columns);
             let options = GptqOptions { by_diagonal, block_columns, ..GptqOptions::default() };
             for quantizer in quantizers(&weights) {
-                let of = |rounded: &Rounded| output_error(&weights, &rounded.weights().unwrap(), &moments).unwrap();
-                let nearest = of(&Rounded::nearest(&weights, &quantizer).unwrap());
+                let of = |r: &RoundedWeights| output_error(&weights, &weights_of(r), &moments).unwrap();
+                let plain = of(&nearest(&weights, &quantizer).unwrap());
                 let found = of(&gptq(&weights, &quantizer, &moments, &options).unwrap());
                 // Products are summed in f32.
-                prop_assert!(found <= nearest * (1.0 + 1e-5), "{found} > {nearest}");
+                prop_assert!(found <= plain * (1.0 + 1e-5), "{found} > {plain}");
                 if columns > 100 {
-                    prop_assert!(found < 0.8 * nearest, "{found} is hardly less than {nearest}");
+                    prop_assert!(found < 0.8 * plain, "{found} is hardly less than {plain}");
                 }
             }
         }

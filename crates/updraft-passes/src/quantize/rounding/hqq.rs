@@ -7,8 +7,8 @@
 
 use updraft_graph::Tensor;
 
-use crate::quantize::Quantizer;
-use crate::quantize::rounding::{Grid, Rounded, RoundingError, matrix_of};
+use crate::quantize::rounding::{Grid, RoundingError, matrix_of, nearest};
+use crate::quantize::{Quantizer, RoundedWeights};
 
 /// How scales and zero points are sought.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,7 +19,7 @@ pub struct HqqOptions {
     pub beta: f32,
     /// By how much β grows in each round.
     pub growth: f32,
-    /// Rounds.
+    /// The most rounds of each start; one that gains nothing is the last.
     pub rounds: usize,
     /// Whether zero points are sought too; otherwise they stay, as those of symmetric codes must.
     pub zero_points: bool,
@@ -36,7 +36,7 @@ impl Default for HqqOptions {
 /// The published method keeps the scale and has real zero points. Those of ONNX are codes, which can only move the ends of
 /// the range, so the scale is fitted as well. Of all quantizers met on the way, the given one among them, the one with the
 /// least error is kept.
-pub fn hqq(weights: &Tensor, quantizer: &Quantizer, options: &HqqOptions) -> Result<Rounded, RoundingError> {
+pub fn hqq(weights: &Tensor, quantizer: &Quantizer, options: &HqqOptions) -> Result<RoundedWeights, RoundingError> {
     let (rows, columns, elements) = matrix_of(weights, None)?;
     let grid = Grid::new(quantizer, rows, columns)?;
     let mut blocks: Vec<Vec<f32>> = vec![Vec::new(); quantizer.scales.len()];
@@ -47,49 +47,62 @@ pub fn hqq(weights: &Tensor, quantizer: &Quantizer, options: &HqqOptions) -> Res
     for (at, block) in blocks.iter().enumerate() {
         (fitted.scales[at], fitted.zero_points[at]) = fit(block, quantizer, at, options);
     }
-    Rounded::nearest(weights, &fitted)
+    nearest(weights, &fitted)
 }
+
+/// Factors of the given scale that the search starts from. Where nothing is cut off, no difference is large enough to
+/// be forgiven and every scale is nearly as good as those beside it, so that one start would stay where it is.
+const STARTS: [f32; 5] = [1.0, 0.85, 0.7, 0.55, 0.4];
 
 /// The scale and zero point of one block.
 fn fit(block: &[f32], quantizer: &Quantizer, at: usize, options: &HqqOptions) -> (f32, i32) {
     let (low, high) = (quantizer.levels.0 as f32, quantizer.levels.1 as f32);
-    let (mut scale, mut zero) = (quantizer.scales[at], quantizer.zero_points[at] as f32);
     let code = |w: f32, scale: f32, zero: f32| ((w / scale).round_ties_even() + zero).clamp(low, high);
     let error = |scale: f32, zero: f32| -> f64 {
         block.iter().map(|w| f64::from((w - scale * (code(*w, scale, zero) - zero)).abs().powf(options.power))).sum()
     };
-    let mut best = (error(scale, zero), scale, zero);
-    let mut beta = options.beta;
-    for _ in 0..options.rounds {
-        let (mut products, mut squares, mut offsets) = (0.0f64, 0.0f64, 0.0f64);
-        for w in block {
-            let steps = w / scale;
-            let rounded = code(*w, scale, zero) - zero;
-            let difference = steps - rounded;
-            let magnitude = difference.abs();
-            let threshold = if magnitude > 0.0 { magnitude.powf(options.power - 1.0) / beta } else { 0.0 };
-            let rest = f64::from(steps - difference.signum() * (magnitude - threshold).max(0.0));
-            products += f64::from(rounded) * rest;
-            squares += f64::from(rounded * rounded);
-            offsets += f64::from(rounded) - rest;
+    let mut best: Option<(f64, f32, f32)> = None;
+    for start in STARTS {
+        let (mut scale, mut zero) = (quantizer.scales[at] * start, quantizer.zero_points[at] as f32);
+        let mut least = f64::INFINITY;
+        let mut beta = options.beta;
+        for _ in 0..=options.rounds {
+            let found = error(scale, zero);
+            if found >= least {
+                break;
+            }
+            least = found;
+            if best.is_none_or(|best| found < best.0) {
+                best = Some((found, scale, zero));
+            }
+            let (mut products, mut squares, mut offsets) = (0.0f64, 0.0f64, 0.0f64);
+            for w in block {
+                let steps = w / scale;
+                let rounded = code(*w, scale, zero) - zero;
+                let difference = steps - rounded;
+                let magnitude = difference.abs();
+                let threshold = if magnitude > 0.0 { magnitude.powf(options.power - 1.0) / beta } else { 0.0 };
+                let rest = f64::from(steps - difference.signum() * (magnitude - threshold).max(0.0));
+                products += f64::from(rounded) * rest;
+                squares += f64::from(rounded * rounded);
+                offsets += f64::from(rounded) - rest;
+            }
+            let fitted = (f64::from(scale) * products / squares) as f32;
+            if !(fitted.is_normal() && fitted > 0.0) {
+                break;
+            }
+            scale = fitted;
+            if options.zero_points {
+                let shift = offsets / block.len().max(1) as f64;
+                zero = (zero + shift as f32).round_ties_even().clamp(low, high);
+            }
+            beta *= options.growth;
         }
-        let factor = if squares > 0.0 { products / squares } else { 1.0 };
-        let candidate = (f64::from(scale) * factor) as f32;
-        if !(candidate.is_normal() && candidate > 0.0) {
-            break;
-        }
-        scale = candidate;
-        if options.zero_points {
-            let shift = offsets / block.len().max(1) as f64;
-            zero = (zero + shift as f32).round_ties_even().clamp(low, high);
-        }
-        let found = error(scale, zero);
-        if found < best.0 {
-            best = (found, scale, zero);
-        }
-        beta *= options.growth;
     }
-    (best.1, best.2 as i32)
+    match best {
+        Some((_, scale, zero)) => (scale, zero as i32),
+        None => (quantizer.scales[at], quantizer.zero_points[at]),
+    }
 }
 
 #[cfg(test)]
@@ -113,18 +126,19 @@ mod tests {
             };
             let options = HqqOptions { zero_points: !symmetric, ..HqqOptions::default() };
             for quantizer in [of(Some(0), None), of(Some(1), Some(32))] {
-                let error = |rounded: &Rounded| -> Vec<f64> {
-                    let back = rounded.weights().unwrap();
+                let error = |rounded: &RoundedWeights| -> Vec<f64> {
+                    let back = rounded.quantizer.dequantize(&rounded.codes).unwrap();
                     let pairs = values.iter().zip(back.as_slice::<f32>().unwrap());
                     let errors: Vec<f64> = pairs.map(|(a, b)| f64::from((a - b).abs().powf(options.power))).collect();
                     errors.chunks(quantizer.block.unwrap_or(columns)).map(|block| block.iter().sum()).collect()
                 };
-                let nearest = error(&Rounded::nearest(&weights, &quantizer).unwrap());
+                let plain = error(&nearest(&weights, &quantizer).unwrap());
                 let found = hqq(&weights, &quantizer, &options).unwrap();
                 assert!(!symmetric || found.quantizer.zero_points == quantizer.zero_points);
                 let found = error(&found);
-                assert!(found.iter().zip(&nearest).all(|(found, nearest)| found <= &(nearest * 1.000_001)));
-                assert!(found.iter().sum::<f64>() < 0.95 * nearest.iter().sum::<f64>(), "{dtype}");
+                assert!(found.iter().zip(&plain).all(|(found, plain)| found <= &(plain * 1.000_001)));
+                let (found, plain): (f64, f64) = (found.iter().sum(), plain.iter().sum());
+                assert!(found < 0.95 * plain, "{dtype}: {found} against {plain}");
             }
         }
     }

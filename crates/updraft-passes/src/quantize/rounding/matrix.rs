@@ -139,7 +139,8 @@ fn cholesky(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
         let panel = View::new(&panel, width);
         for first in (end..n).step_by(4 * PANEL) {
             let last = (first + 4 * PANEL).min(n);
-            let (left, right) = (panel.part(first - end..n - end, 0..width), panel.part(first - end..last - end, 0..width));
+            let (left, right) =
+                (panel.part(first - end..n - end, 0..width), panel.part(first - end..last - end, 0..width));
             multiply(&mut a, first * n + first, n, 1.0, -1.0, left, right.transposed());
         }
     }

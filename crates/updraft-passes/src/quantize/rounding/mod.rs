@@ -7,27 +7,23 @@
 
 use updraft_graph::{Tensor, TensorError};
 
-use crate::quantize::{Quantizer, QuantizerError};
+use crate::quantize::{Quantizer, QuantizerError, RoundedWeights};
 
 mod adaround;
+mod clip;
 mod gptq;
 mod hqq;
+mod layer;
 mod matrix;
 mod moments;
+pub mod smooth;
 
 pub use adaround::{AdaRoundOptions, adaround};
+pub use clip::clip_ranges;
 pub use gptq::{GptqOptions, gptq};
 pub use hqq::{HqqOptions, hqq};
+pub use layer::{Layer, Samples, layers};
 pub use moments::{Moments, NotFinite};
-
-/// Weights as codes, and what the codes stand for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rounded {
-    /// Scales and zero points.
-    pub quantizer: Quantizer,
-    /// The codes, in the shape of the weights.
-    pub codes: Tensor,
-}
 
 /// Why weights cannot be rounded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -51,22 +47,14 @@ pub enum RoundingError {
     Tensor(#[from] TensorError),
 }
 
-impl Rounded {
-    /// Each weight at the code next to it.
-    pub fn nearest(weights: &Tensor, quantizer: &Quantizer) -> Result<Rounded, RoundingError> {
-        Ok(Rounded { quantizer: quantizer.clone(), codes: quantizer.quantize(weights)? })
-    }
+/// Each weight at the code next to it.
+pub fn nearest(weights: &Tensor, quantizer: &Quantizer) -> Result<RoundedWeights, RoundingError> {
+    Ok(RoundedWeights { quantizer: quantizer.clone(), codes: quantizer.quantize(weights)? })
+}
 
-    /// Codes that are within the levels of the quantizer.
-    fn new(quantizer: &Quantizer, shape: &[usize], codes: &[i32]) -> Result<Rounded, RoundingError> {
-        let codes = Tensor::new(shape, codes)?.cast(quantizer.dtype)?;
-        Ok(Rounded { quantizer: quantizer.clone(), codes })
-    }
-
-    /// The weights that the codes stand for.
-    pub fn weights(&self) -> Result<Tensor, RoundingError> {
-        Ok(self.quantizer.dequantize(&self.codes)?)
-    }
+/// Codes that are within the levels of the quantizer.
+fn rounded(quantizer: &Quantizer, shape: &[usize], codes: &[i32]) -> Result<RoundedWeights, RoundingError> {
+    Ok(RoundedWeights { quantizer: quantizer.clone(), codes: Tensor::new(shape, codes)?.cast(quantizer.dtype)? })
 }
 
 /// The mean square by which the output of a layer moves when its `weights [out, in]` become others, summed over outputs.
@@ -81,10 +69,7 @@ pub fn output_error(weights: &Tensor, rounded: &Tensor, moments: &Moments) -> Re
 }
 
 /// Rows, columns and elements of a matrix of weights.
-fn matrix_of<'a>(
-    weights: &'a Tensor,
-    moments: Option<&Moments>,
-) -> Result<(usize, usize, &'a [f32]), RoundingError> {
+fn matrix_of<'a>(weights: &'a Tensor, moments: Option<&Moments>) -> Result<(usize, usize, &'a [f32]), RoundingError> {
     let expected = moments.map(Moments::columns);
     match weights.shape() {
         [rows, columns] if expected.is_none_or(|expected| expected == *columns) => {
@@ -120,7 +105,9 @@ impl<'a> Grid<'a> {
         // Checks that the scales fit.
         quantizer.operands(&[rows, columns])?;
         let (row_block, row_step, column_block, column_step) = match (quantizer.axis, quantizer.block) {
-            (Some(0), block) => (block.unwrap_or(1), if block.is_some() { columns } else { 1 }, 1, usize::from(block.is_some())),
+            (Some(0), block) => {
+                (block.unwrap_or(1), if block.is_some() { columns } else { 1 }, 1, usize::from(block.is_some()))
+            }
             (Some(_), Some(block)) => (1, columns.div_ceil(block), block, 1),
             (Some(_), None) => (1, 0, 1, 1),
             (None, _) => (1, 0, 1, 0),
@@ -141,7 +128,8 @@ impl<'a> Grid<'a> {
         if steps.is_nan() {
             return low;
         }
-        (steps as i64).saturating_add(i64::from(self.quantizer.zero_points[index])).clamp(low.into(), high.into()) as i32
+        (steps as i64).saturating_add(i64::from(self.quantizer.zero_points[index])).clamp(low.into(), high.into())
+            as i32
     }
 
     /// What a code stands for.
