@@ -11,6 +11,7 @@ use updraft_graph::{Attributes, DType, Graph, Node, NodeId, Tensor, ValueId, Val
 use super::kind::{constant_operands, fixed_range, weights_of};
 use super::plan::{Decision, Plan, Role, Scheme};
 use super::quantizer::{Quantizer, QuantizerError, Range};
+use super::table::quantize_table;
 use crate::rewrite::{FixedNames, constant};
 use crate::{PassError, Report};
 
@@ -65,12 +66,15 @@ pub fn insert(
     for v in values {
         writer.pair(graph, v)?;
     }
+    for (id, _) in nodes.iter().filter(|(_, role)| *role == Role::Table) {
+        quantize_table(graph, *id, &writer.names)?;
+    }
     graph.prune()?;
     Ok(decisions)
 }
 
 /// The quantizer of each group of values.
-fn quantizers(
+pub(super) fn quantizers(
     graph: &Graph,
     scheme: &Scheme,
     plan: &Plan,
@@ -135,6 +139,7 @@ impl Writer<'_> {
                 Role::Float(reason) => (false, reason.clone()),
                 Role::Part(main) => (true, format!("as part of {}", graph.node(*main).label(graph))),
                 Role::Move => (true, "moves codes".to_owned()),
+                Role::Table => (true, "rows of i8 codes".to_owned()),
                 Role::Between => (true, format!("{} values", self.scheme.activations)),
                 Role::Layer => match weights_of(graph, node) {
                     None => (true, format!("{0} values, {0} values", self.scheme.activations)),

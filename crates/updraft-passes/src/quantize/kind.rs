@@ -4,6 +4,7 @@ use updraft_graph::{Attribute, DType, Graph, Node, NodeId, ValueId};
 
 use super::plan::Scheme;
 use super::quantizer::Range;
+use super::table::is_table;
 use crate::PassError;
 use crate::rewrite::{constant, has_subgraph};
 
@@ -16,6 +17,8 @@ pub(super) enum Kind {
     Between,
     /// Takes the form of what it moves.
     Move,
+    /// Takes rows of a constant table.
+    Table,
     /// Works on floats, for this reason.
     Float(String),
     /// Works on no floats to begin with.
@@ -79,6 +82,7 @@ pub(super) fn kind(graph: &Graph, id: NodeId, scheme: &Scheme) -> Result<Kind, P
         "Add" | "Mul" => Kind::Between,
         op if BETWEEN.contains(&op) => between(graph, node),
         "Concat" => Kind::Move,
+        _ if is_table(graph, node) => Kind::Table,
         "Pad" => pad(graph, node)?,
         "Resize" => resize(graph, node)?,
         op if MOVES.contains(&op) => moves(graph, node),

@@ -155,6 +155,8 @@ pub(super) enum Role {
     Move,
     /// Done as part of the node named, on what that makes before it is rounded.
     Part(NodeId),
+    /// Takes rows of a constant table.
+    Table,
     /// Works on floats, for this reason.
     Float(String),
     /// Works on no floats to begin with.
@@ -218,6 +220,7 @@ impl Plan {
         match kind {
             Kind::Float(reason) => Role::Float(reason.clone()),
             Kind::Other => Role::Other,
+            Kind::Table => Role::Table,
             Kind::Layer => Role::Layer,
             Kind::Between | Kind::Move => {
                 let mut made = node.outputs.iter().flatten().copied().chain(parts.last_output(graph, id));
@@ -255,7 +258,7 @@ impl Plan {
             }
             // The main node has settled it.
             Role::Part(_) => {}
-            Role::Float(_) | Role::Other => {
+            Role::Float(_) | Role::Table | Role::Other => {
                 made.iter().for_each(|v| self.is_integer[v.index()] = demand.by_layer[v.index()]);
             }
         }
@@ -376,7 +379,7 @@ impl Demand {
                 Kind::Layer => (true, true),
                 Kind::Move => (made().any(|v| demand.by_layer[v.index()]), made().any(|v| demand.by_any[v.index()])),
                 Kind::Between => (false, parts.last_output(graph, *id).is_some_and(|v| demand.by_any[v.index()])),
-                Kind::Float(_) | Kind::Other => continue,
+                Kind::Float(_) | Kind::Table | Kind::Other => continue,
             };
             for v in activations(graph, node, &kinds[id]) {
                 demand.by_layer[v.index()] |= by_layer;

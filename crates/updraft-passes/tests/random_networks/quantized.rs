@@ -7,8 +7,12 @@ use updraft_graph::check::check;
 use updraft_graph::eval::evaluate;
 use updraft_graph::infer::infer;
 use updraft_graph::{DType, Graph, NodeId, Tensor, ValueId};
-use updraft_passes::quantize::{Range, Scheme, insert, observed, prepare, units};
-use updraft_passes::{Promise, Report};
+use updraft_passes::pipeline::Pipeline;
+use updraft_passes::quantize::{
+    EQUALIZE, Half, Range, Scheme, WeightOnly, WeightScale, dynamic, half, insert, observed, prepare, units,
+    weight_only,
+};
+use updraft_passes::{PassError, Promise, Report};
 
 use crate::rewrites::{distance, names, on_random_graphs};
 
@@ -86,4 +90,63 @@ fn random_networks_mean_the_same_on_integers_but_for_the_steps_of_the_codes() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn equalization_leaves_random_networks_what_they_were() {
+    on_random_graphs(300, |grown| {
+        let mut graph = grown.graph.clone();
+        prepare(&mut graph).unwrap();
+        let before = evaluate(&graph, &grown.inputs).unwrap();
+        Pipeline::new(&mut graph).run(EQUALIZE).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        for (a, b) in before.iter().zip(&evaluate(&graph, &grown.inputs).unwrap()) {
+            prop_assert!(distance(a, b) <= 1e-4, "{} apart", distance(a, b));
+        }
+        Ok(())
+    });
+}
+
+/// Random networks after a rewrite have the same inputs, outputs and types, and answers within a tolerance.
+fn comes_close(rewrite: impl Fn(&mut Graph, &mut Report) -> Result<(), PassError>, tolerance: f64) {
+    on_random_graphs(200, |grown| {
+        let mut graph = grown.graph.clone();
+        prepare(&mut graph).unwrap();
+        let before = evaluate(&graph, &grown.inputs).unwrap();
+        let form = |g: &Graph| {
+            let all = g.inputs().iter().chain(g.outputs());
+            all.map(|v| (g.value(*v).name.clone(), g.dtype(*v))).collect::<Vec<_>>()
+        };
+        let expected = form(&graph);
+        rewrite(&mut graph, &mut Report::new("rewrite", Promise::Lossy)).unwrap();
+        infer(&mut graph).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        check(&graph).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert_eq!(form(&graph), expected);
+        for (a, b) in before.iter().zip(&evaluate(&graph, &grown.inputs).unwrap()) {
+            prop_assert!(distance(a, b) <= tolerance, "{} apart", distance(a, b));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn random_networks_come_close_with_values_quantized_as_they_come() {
+    // Half a step of 255 for values, a quarter percent for weights, a few layers.
+    comes_close(|graph, report| dynamic(graph, &Scheme::default(), report).map(drop), 0.03);
+}
+
+#[test]
+fn random_networks_come_close_with_weights_as_codes() {
+    for (bits, tolerance) in [(8, 0.02), (4, 0.3)] {
+        let options = WeightOnly { bits, block: 4, weight_scale: WeightScale::MaxAbs, exclude: Default::default() };
+        comes_close(|graph, report| weight_only(graph, &options, &BTreeMap::new(), report).map(drop), tolerance);
+    }
+}
+
+#[test]
+fn random_networks_come_close_in_half_precision() {
+    // Eleven bits of precision, or eight, and sums of about a hundred products.
+    for (dtype, tolerance) in [(DType::F16, 0.01), (DType::BF16, 0.1)] {
+        let options = Half { dtype, exclude: Default::default() };
+        comes_close(|graph, report| half(graph, &options, &BTreeMap::new(), report).map(drop), tolerance);
+    }
 }
