@@ -195,6 +195,11 @@ impl<'a, T> Shared<'a, T> {
         self.len == 0
     }
 
+    /// Elements in all.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// A part for writing.
     ///
     /// # Panics

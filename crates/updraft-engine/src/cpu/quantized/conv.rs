@@ -100,7 +100,7 @@ impl QuantizedConv {
             Kernel::Dense(Dense::new(isa, &geometry, input.1, weight))
         };
         let mut conv = QuantizedConv {
-            finisher: Finisher::new(finish, channels),
+            finisher: Finisher::new(isa, finish, channels),
             bias: bias.to_vec(),
             geometry,
             input,

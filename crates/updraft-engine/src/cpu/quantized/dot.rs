@@ -7,6 +7,8 @@
 
 use std::sync::OnceLock;
 
+use crate::cpu::isa::Isa;
+
 /// What the processor can do with bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DotIsa {
@@ -50,6 +52,15 @@ impl DotIsa {
         #[cfg(not(target_arch = "x86_64"))]
         {
             self == DotIsa::Portable
+        }
+    }
+
+    /// The registers of floats that go with it.
+    pub(super) fn floats(self) -> Isa {
+        match self {
+            DotIsa::Portable => Isa::Portable,
+            DotIsa::Avx2 | DotIsa::AvxVnni => Isa::Avx2,
+            DotIsa::Avx512Vnni => Isa::Avx512,
         }
     }
 

@@ -3,16 +3,16 @@
 //! Loops are plain and every operation in them rounds in one way on every processor, so the bits do not depend on the
 //! instruction set: multiplications and additions are never fused.
 
+use super::dot::{DotIsa, LANES};
+use super::lanes::ByteLanes;
 use super::{Finish, Requantize, Residual};
-use crate::cpu::isa::dispatch;
+use crate::cpu::isa::{self, Isa};
 use crate::cpu::kernel::Shared;
-
-/// Adding it to a float below 2^22 rounds that to an integer, ties to even, which is then in the low bits of the sum:
-/// 1.5 * 2^23.
-const ROUNDER: f32 = 12_582_912.0;
+use crate::cpu::lanes::with_lanes;
 
 /// A [`Finish`] with a multiplier for each output channel.
 pub(super) struct Finisher {
+    isa: Isa,
     kind: Finish,
     multipliers: Vec<f32>,
 }
@@ -34,23 +34,26 @@ pub(super) struct Block<'a> {
 }
 
 impl Finisher {
-    pub(super) fn new(kind: Finish, channels: usize) -> Finisher {
+    pub(super) fn new(isa: DotIsa, kind: Finish, channels: usize) -> Finisher {
         let multipliers = match &kind {
             Finish::Sums => Vec::new(),
             Finish::Dequantize { multipliers, .. } | Finish::Requantize(Requantize { multipliers, .. }) => {
-                if multipliers.len() == 1 {
-                    vec![multipliers[0]; channels]
-                } else {
-                    multipliers.clone()
-                }
+                let mut all = match multipliers.as_slice() {
+                    [one] => vec![*one; channels],
+                    each => each.to_vec(),
+                };
+                // The last register of channels is read whole.
+                all.resize(channels + LANES, 0.0);
+                all
             }
         };
-        Finisher { kind, multipliers }
+        Finisher { isa: isa.floats(), kind, multipliers }
     }
 
     /// With all multipliers times `scale`.
     pub(super) fn scaled(&self, scale: f32) -> Finisher {
-        Finisher { kind: self.kind.clone(), multipliers: self.multipliers.iter().map(|m| m * scale).collect() }
+        let multipliers = self.multipliers.iter().map(|m| m * scale).collect();
+        Finisher { isa: self.isa, kind: self.kind.clone(), multipliers }
     }
 
     /// Bytes of an element of the output.
@@ -65,24 +68,68 @@ impl Finisher {
 
     /// Writes a block.
     ///
+    /// # Panics
+    /// If a slice is too short for what the numbers say.
+    ///
     /// # Safety
     /// Nobody else may touch the block's elements of the output meanwhile.
     pub(super) unsafe fn write(&self, block: Block<'_>, output: &Shared<'_, u8>) {
-        let channels = block.channel..block.channel + block.channels;
-        match &self.kind {
-            Finish::Sums => write_sums(block, output),
-            Finish::Dequantize { bias, .. } => {
-                write_floats(block, &self.multipliers[channels.clone()], bias.get(channels).unwrap_or(&[]), output);
-            }
-            Finish::Requantize(to) => {
-                let bounds = Bounds::of(to);
-                let multipliers = &self.multipliers[channels];
-                match &to.residual {
-                    None => write_bytes(block, multipliers, bounds, output),
-                    Some(residual) => write_bytes_with(block, multipliers, bounds, Added::of(residual), output),
+        let Block { sums, width, channel, channels, start, pitch, residual } = block;
+        let rows = sums.len() / width.max(1);
+        if rows == 0 || channels == 0 {
+            return;
+        }
+        let end = start + (rows - 1) * pitch + channels;
+        let size = self.element_bytes();
+        assert!(channels <= width && width.is_multiple_of(LANES) && output.len() >= end * size);
+        let to = output.as_mut_ptr().wrapping_add(start * size);
+        assert!(self.isa <= isa::detected() && to.addr().is_multiple_of(size));
+        let place = Place { sums, width, rows, channels, pitch, to };
+        let multipliers = self.multipliers.get(channel..).unwrap_or(&[]);
+        let isa = self.isa;
+        // SAFETY: the instruction set is there. Sums have whole registers for all channels, and so have multipliers, by
+        // their padding; elements that are read and written end at `end`.
+        unsafe {
+            match &self.kind {
+                Finish::Sums => write_sums(place),
+                Finish::Dequantize { bias, .. } => {
+                    assert!(multipliers.len() >= width && (bias.is_empty() || bias.len() >= channel + channels));
+                    let bias = bias.get(channel..).unwrap_or(&[]);
+                    write_floats(isa, place, multipliers, bias);
+                }
+                Finish::Requantize(to) => {
+                    assert!(multipliers.len() >= width);
+                    match &to.residual {
+                        None => write_bytes(isa, place, multipliers, Bounds::of(to)),
+                        Some(added) => {
+                            assert!(residual.len() >= end);
+                            let residual = residual.as_ptr().wrapping_add(start);
+                            write_bytes_with(isa, place, multipliers, Bounds::of(to), Added::of(added, residual));
+                        }
+                    }
                 }
             }
         }
+    }
+}
+
+/// A block's sums and the memory of its elements.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    sums: &'a [i32],
+    width: usize,
+    rows: usize,
+    channels: usize,
+    pitch: usize,
+    to: *mut u8,
+}
+
+impl Place<'_> {
+    /// For each channel that begins a register of so many lanes, how many of them exist.
+    #[inline(always)]
+    fn registers(&self, width: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let channels = self.channels;
+        (0..channels).step_by(width).map(move |at| (at, (channels - at).min(width)))
     }
 }
 
@@ -99,27 +146,16 @@ impl Bounds {
         let zero_point = to.output.zero_point;
         Bounds { min: (to.min - zero_point) as f32, max: (to.max - zero_point) as f32, zero_point }
     }
-
-    /// Clamps, rounds and adds the zero point; NaN becomes the least byte.
-    #[inline(always)]
-    fn byte(self, value: f32) -> u8 {
-        let value = clamp(value, self.min, self.max);
-        ((value + ROUNDER).to_bits() as i32).wrapping_add(self.zero_point) as u8
-    }
-}
-
-#[inline(always)]
-fn clamp(value: f32, min: f32, max: f32) -> f32 {
-    let value = if value > min { value } else { min };
-    if value < max { value } else { max }
 }
 
 /// How a residual is added.
 #[derive(Clone, Copy)]
 struct Added {
+    residual: *const u8,
     /// Makes a `u8` of an `i8`, 128 more.
     flip: u8,
-    zero_point: i32,
+    /// Minus the zero point of that.
+    offset: f32,
     multiplier: f32,
     rounds: bool,
     min: f32,
@@ -128,111 +164,116 @@ struct Added {
 }
 
 impl Added {
-    fn of(residual: &Residual) -> Added {
-        let (flip, raised) = if residual.bytes.signed { (0x80, 128) } else { (0, 0) };
-        let rounded = residual.rounded;
+    fn of(added: &Residual, residual: *const u8) -> Added {
+        let (flip, raised) = if added.bytes.signed { (0x80, 128) } else { (0, 0) };
+        let rounded = added.rounded;
         Added {
+            residual,
             flip,
-            zero_point: residual.bytes.zero_point + raised,
-            multiplier: residual.multiplier,
+            offset: -(added.bytes.zero_point + raised) as f32,
+            multiplier: added.multiplier,
             rounds: rounded.is_some(),
             min: rounded.map_or(0.0, |r| r.min as f32),
             max: rounded.map_or(0.0, |r| r.max as f32),
             rounded_multiplier: rounded.map_or(1.0, |r| r.multiplier),
         }
     }
-
-    #[inline(always)]
-    fn number(self, byte: u8) -> f32 {
-        (i32::from(byte ^ self.flip) - self.zero_point) as f32 * self.multiplier
-    }
-
-    #[inline(always)]
-    fn round(self, value: f32) -> f32 {
-        (clamp(value, self.min, self.max) + ROUNDER - ROUNDER) * self.rounded_multiplier
-    }
 }
 
-impl<'a> Block<'a> {
-    /// For each row its sums and the elements of the output that they belong to.
-    #[inline(always)]
-    fn rows(self) -> impl Iterator<Item = (&'a [i32], std::ops::Range<usize>)> {
-        self.sums.chunks_exact(self.width).enumerate().map(move |(row, sums)| {
-            let start = self.start + row * self.pitch;
-            (&sums[..self.channels], start..start + self.channels)
-        })
-    }
-}
-
-/// The bytes of these elements of four bytes each.
-///
 /// # Safety
-/// As for [`Finisher::write`].
-#[inline(always)]
-unsafe fn fours<'a, T: bytemuck::Pod>(output: &'a Shared<'_, u8>, range: std::ops::Range<usize>) -> &'a mut [T] {
+/// Rows of the place are valid for writing; in the functions below also: the processor has the instruction set, and
+/// registers of sums, multipliers, bias and residual are valid for reading.
+unsafe fn write_sums(place: Place<'_>) {
+    for (row, sums) in place.sums.chunks_exact(place.width).enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = place.to.cast::<i32>().add(row * place.pitch);
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), to, place.channels);
+        }
+    }
+}
+
+/// # Safety
+/// See [`write_sums`].
+unsafe fn write_floats(isa: Isa, place: Place<'_>, multipliers: &[f32], bias: &[f32]) {
     // SAFETY: the caller's promise.
-    bytemuck::cast_slice_mut(unsafe { output.range(range.start * 4..range.end * 4) })
+    unsafe { with_lanes!(isa, write_floats_in(place: Place<'_>, multipliers: &[f32], bias: &[f32])) }
 }
-
-fn write_sums(block: Block<'_>, output: &Shared<'_, u8>) {
-    for (sums, range) in block.rows() {
-        // SAFETY: the block is the caller's alone.
-        unsafe { fours(output, range) }.copy_from_slice(sums);
-    }
-}
-
-dispatch!(fn write_floats(block: Block<'_>, multipliers: &[f32], bias: &[f32], output: &Shared<'_, u8>) = write_floats_in);
 
 #[inline(always)]
-fn write_floats_in<const FMA: bool>(block: Block<'_>, multipliers: &[f32], bias: &[f32], output: &Shared<'_, u8>) {
-    for (sums, range) in block.rows() {
-        // SAFETY: the block is the caller's alone.
-        let to = unsafe { fours::<f32>(output, range) };
-        let sums = sums.iter().zip(multipliers).map(|(sum, multiplier)| *sum as f32 * multiplier);
-        if bias.is_empty() {
-            to.iter_mut().zip(sums).for_each(|(to, value)| *to = value);
-        } else {
-            to.iter_mut().zip(sums).zip(bias).for_each(|((to, value), bias)| *to = value + bias);
+unsafe fn write_floats_in<L: ByteLanes>(place: Place<'_>, multipliers: &[f32], bias: &[f32]) {
+    for (at, lanes) in place.registers(L::WIDTH) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let multiplier = L::load(multipliers.as_ptr().add(at));
+            let bias = (!bias.is_empty()).then(|| L::load_part(bias.as_ptr().add(at), 0, lanes));
+            for row in 0..place.rows {
+                let mut value = L::from_integers(place.sums.as_ptr().add(row * place.width + at)).mul(multiplier);
+                if let Some(bias) = bias {
+                    value = value.add(bias);
+                }
+                let to = place.to.cast::<f32>().add(row * place.pitch + at);
+                if lanes == L::WIDTH {
+                    value.store(to);
+                } else {
+                    value.store_part(to, lanes);
+                }
+            }
         }
     }
 }
 
-dispatch!(fn write_bytes(block: Block<'_>, multipliers: &[f32], bounds: Bounds, output: &Shared<'_, u8>) = write_bytes_in);
+/// # Safety
+/// See [`write_sums`].
+unsafe fn write_bytes(isa: Isa, place: Place<'_>, multipliers: &[f32], bounds: Bounds) {
+    // SAFETY: the caller's promise.
+    unsafe { with_lanes!(isa, write_bytes_in(place: Place<'_>, multipliers: &[f32], bounds: Bounds)) }
+}
 
 #[inline(always)]
-fn write_bytes_in<const FMA: bool>(block: Block<'_>, multipliers: &[f32], bounds: Bounds, output: &Shared<'_, u8>) {
-    for (sums, range) in block.rows() {
-        // SAFETY: the block is the caller's alone.
-        let to = unsafe { output.range(range) };
-        for ((to, sum), multiplier) in to.iter_mut().zip(sums).zip(multipliers) {
-            *to = bounds.byte(*sum as f32 * multiplier);
+unsafe fn write_bytes_in<L: ByteLanes>(place: Place<'_>, multipliers: &[f32], bounds: Bounds) {
+    for (at, lanes) in place.registers(L::WIDTH) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (min, max) = (L::splat(bounds.min), L::splat(bounds.max));
+            let multiplier = L::load(multipliers.as_ptr().add(at));
+            for row in 0..place.rows {
+                let value = L::from_integers(place.sums.as_ptr().add(row * place.width + at)).mul(multiplier);
+                let to = place.to.add(row * place.pitch + at);
+                value.at_least(min).at_most(max).store_bytes(bounds.zero_point, to, lanes);
+            }
         }
     }
 }
 
-dispatch!(
-    fn write_bytes_with(block: Block<'_>, multipliers: &[f32], bounds: Bounds, added: Added, output: &Shared<'_, u8>) =
-        write_bytes_with_in
-);
+/// # Safety
+/// See [`write_sums`].
+unsafe fn write_bytes_with(isa: Isa, place: Place<'_>, multipliers: &[f32], bounds: Bounds, added: Added) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        with_lanes!(isa, write_bytes_with_in(place: Place<'_>, multipliers: &[f32], bounds: Bounds, added: Added));
+    }
+}
 
 #[inline(always)]
-fn write_bytes_with_in<const FMA: bool>(
-    block: Block<'_>,
-    multipliers: &[f32],
-    bounds: Bounds,
-    added: Added,
-    output: &Shared<'_, u8>,
-) {
-    for (sums, range) in block.rows() {
-        let residual = &block.residual[range.clone()];
-        // SAFETY: the block is the caller's alone.
-        let to = unsafe { output.range(range) };
-        let sums = sums.iter().zip(multipliers).map(|(sum, multiplier)| *sum as f32 * multiplier);
-        let all = to.iter_mut().zip(sums).zip(residual);
-        if added.rounds {
-            all.for_each(|((to, value), byte)| *to = bounds.byte(added.round(value) + added.number(*byte)));
-        } else {
-            all.for_each(|((to, value), byte)| *to = bounds.byte(value + added.number(*byte)));
+unsafe fn write_bytes_with_in<L: ByteLanes>(place: Place<'_>, multipliers: &[f32], bounds: Bounds, added: Added) {
+    for (at, lanes) in place.registers(L::WIDTH) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (min, max) = (L::splat(bounds.min), L::splat(bounds.max));
+            let (offset, factor) = (L::splat(added.offset), L::splat(added.multiplier));
+            let multiplier = L::load(multipliers.as_ptr().add(at));
+            for row in 0..place.rows {
+                let mut value = L::from_integers(place.sums.as_ptr().add(row * place.width + at)).mul(multiplier);
+                if added.rounds {
+                    value = value.at_least(L::splat(added.min)).at_most(L::splat(added.max)).round();
+                    value = value.mul(L::splat(added.rounded_multiplier));
+                }
+                let index = row * place.pitch + at;
+                let residual = L::from_bytes(added.residual.add(index), added.flip, lanes);
+                value = value.add(residual.add(offset).mul(factor));
+                value.at_least(min).at_most(max).store_bytes(bounds.zero_point, place.to.add(index), lanes);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ mod dense;
 mod depthwise;
 mod dot;
 mod finish;
+mod lanes;
 mod panel;
 mod product;
 mod transpose;
