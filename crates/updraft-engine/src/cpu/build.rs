@@ -5,7 +5,7 @@ use updraft_graph::{Attributes, DType, OpError, Tensor, UPDRAFT_DOMAIN};
 
 use crate::cpu::kernel::{Kernel, TileKernel};
 use crate::cpu::layout::Layout;
-use crate::cpu::{batch_norm, conv, copy, dropout, gather, loss, pool, reduce, rows, update};
+use crate::cpu::{batch_norm, conv, copy, dropout, fake_quantize, gather, loss, pool, reduce, rows, update};
 
 /// One operand of a node being built.
 #[derive(Debug, Clone)]
@@ -169,6 +169,8 @@ const TABLE: &[(&str, &str, Builder)] = &[
     (UPDRAFT_DOMAIN, "CrossEntropyLoss", loss::loss),
     (UPDRAFT_DOMAIN, "CrossEntropyLossGradient", loss::loss_gradient),
     (UPDRAFT_DOMAIN, "DropoutMask", dropout::mask),
+    (UPDRAFT_DOMAIN, "FakeQuantize", fake_quantize::forward),
+    (UPDRAFT_DOMAIN, "FakeQuantizeGradient", fake_quantize::backward),
     (UPDRAFT_DOMAIN, "GatherGradient", gather::gather_gradient),
     (UPDRAFT_DOMAIN, "GlobalNorm", update::global_norm),
     (UPDRAFT_DOMAIN, "LayerNormalizationGradient", rows::layer_norm_grad),

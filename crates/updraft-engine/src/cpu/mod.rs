@@ -38,6 +38,7 @@ mod conv;
 mod copy;
 mod dropout;
 mod elementwise;
+mod fake_quantize;
 mod gather;
 mod group;
 mod isa;

@@ -366,6 +366,7 @@ const FAMILIES: &[&[Op]] = &[
     attention::stateful::OPS,
     quant::OPS,
     quant::integer::OPS,
+    quant::fake::OPS,
     cross_entropy::OPS,
     optimizer::OPS,
 ];

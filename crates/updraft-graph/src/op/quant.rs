@@ -12,6 +12,7 @@ use crate::op::cast::dtype_of;
 use crate::op::{Arity, Axis, Eval, Fact, Infer, Link, Op, OpError, OpView, Shapes, resolve_axis, show_shape};
 use crate::tensor::{Overflow, Tensor, encode_minifloat};
 
+pub mod fake;
 pub mod integer;
 
 const ROUNDING: &str = "rounding is constant but for jumps; training sees quantization through straight-through nodes";
