@@ -112,8 +112,7 @@ fn the_same_request_gives_the_same_graph_and_a_regressor_is_no_part_of_it() {
         let (_, relu) = graph.nodes().find(|(_, n)| n.op == "Relu").unwrap();
         graph.value(relu.outputs[0].unwrap()).name.clone()
     };
-    let matching =
-        Match { teacher: hidden(&teacher), student: hidden(&student), kind: MatchKind::Hidden, weight: 1.0 };
+    let matching = Match { teacher: hidden(&teacher), student: hidden(&student), kind: MatchKind::Hidden, weight: 1.0 };
     let distillation = Distillation { matches: vec![matching], ..Distillation::new(teacher) };
     let taught = bench.tune(&student, Some(&distillation), &bench.labelled, 20);
     let names = |graph: &Graph| graph.constants().map(|(v, _)| graph.value(v).name.clone()).collect::<Vec<_>>();

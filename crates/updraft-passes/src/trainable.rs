@@ -59,6 +59,9 @@ enum Slot {
     Operand,
 }
 
+/// Which operand of fake quantization is trained, beside what it rounds.
+const STEP: usize = 2;
+
 struct Reader {
     node: NodeId,
     input: usize,
@@ -75,7 +78,7 @@ impl Reader {
             ("", "RNN" | "GRU" | "LSTM") => &[1, 2, 3, 7],
             ("", "DeformConv") => &[1, 3],
             ("", "Gather" | "GatherElements" | "GatherND") => &[0],
-            (UPDRAFT_DOMAIN, "FakeQuantize") => &[0, 2],
+            (UPDRAFT_DOMAIN, "FakeQuantize") => &[STEP],
             // Class tokens are put before what a network computes.
             ("", "Add" | "Mul" | "Sum" | "Concat") => return Slot::Elementwise,
             _ => &[],
@@ -101,7 +104,12 @@ fn moves(graph: &Graph, node: NodeId) -> bool {
         "Unsqueeze",
     ];
     let node = graph.node(node);
-    node.domain.is_empty() && MOVES.contains(&node.op.as_str())
+    match node.domain.as_str() {
+        "" => MOVES.contains(&node.op.as_str()),
+        // What is rounded is what it was before.
+        UPDRAFT_DOMAIN => node.op == "FakeQuantize",
+        _ => false,
+    }
 }
 
 /// The nodes that read a value, through nodes that only move its elements.
@@ -137,7 +145,7 @@ fn leads_to_waves(graph: &Graph, node: NodeId) -> bool {
         let node = graph.node(id);
         match node.op.as_str() {
             "Sin" | "Cos" if node.domain.is_empty() => ends_in_waves = true,
-            op if node.domain.is_empty() && (LINEAR.contains(&op) || moves(graph, id)) => {
+            op if node.domain.is_empty() && LINEAR.contains(&op) || moves(graph, id) => {
                 let outputs = node.outputs.iter().flatten();
                 if outputs.clone().any(|v| graph.outputs().contains(v)) {
                     return false;

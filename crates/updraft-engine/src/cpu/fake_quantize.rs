@@ -36,7 +36,8 @@ impl Scales {
         let (Some(unit), Some(zero), true) = (cx.constant(first + 1), cx.constant(first + 3), floats) else {
             return Ok(None);
         };
-        if cx.shape(first).iter().product::<usize>() == 0 || cx.shape(first + 2).iter().product::<usize>() != unit.len() {
+        if cx.shape(first).iter().product::<usize>() == 0 || cx.shape(first + 2).iter().product::<usize>() != unit.len()
+        {
             return Ok(None);
         }
         let quantizer = FakeQuantizer::new(&cx.view, cx.shape(first), &unit.to_f64()?, zero)?;

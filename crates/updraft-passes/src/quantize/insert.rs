@@ -340,7 +340,7 @@ impl Writer<'_> {
     }
 }
 
-fn dequantize(
+pub(super) fn dequantize(
     graph: &mut Graph,
     name: &str,
     codes: ValueId,
@@ -370,7 +370,7 @@ fn dequantize(
 
 /// Raises scales of weights so that each channel's bias fits 32 bits, in steps of the product of the scales, together
 /// with the largest sum of `products` products.
-fn make_room_for_bias(weights: &mut Quantizer, input_scale: f32, bias: &[f32], products: usize) {
+pub(super) fn make_room_for_bias(weights: &mut Quantizer, input_scale: f32, bias: &[f32], products: usize) {
     const CODES: f64 = 255.0 * 128.0;
     let all = f64::from(i32::MAX);
     // A sum that alone may overflow is not the bias's fault.
@@ -389,7 +389,7 @@ fn make_room_for_bias(weights: &mut Quantizer, input_scale: f32, bias: &[f32], p
 }
 
 /// The scale of each element of a bias; `None` where the bias is not one number a channel.
-fn bias_scales_of(weights: &Quantizer, input_scale: f32, len: usize) -> Option<Quantizer> {
+pub(super) fn bias_scales_of(weights: &Quantizer, input_scale: f32, len: usize) -> Option<Quantizer> {
     let count = weights.scales.len();
     // Groups of a transposed convolution share the scales of their channels.
     let scales: Vec<f32> = (0..len).map(|channel| input_scale * weights.scales[channel % count.max(1)]).collect();

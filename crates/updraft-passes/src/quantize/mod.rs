@@ -1,5 +1,6 @@
 //! Quantization: numbers as small integers with a scale.
 
+pub mod aware;
 mod bias;
 mod dynamic;
 mod equalize;

@@ -94,8 +94,7 @@ impl FakeQuantizer {
             false => 1,
         };
         let elements = (x.iter().product::<usize>() / channels / samples).max(1);
-        let gradient_scales =
-            codes.iter().map(|(low, high)| 1.0 / (elements as f64 * high.max(-low)).sqrt()).collect();
+        let gradient_scales = codes.iter().map(|(low, high)| 1.0 / (elements as f64 * high.max(-low)).sqrt()).collect();
         Ok(FakeQuantizer { channels, inner, units: unit.to_vec(), codes, gradient_scales })
     }
 
@@ -115,7 +114,10 @@ fn codes(view: &OpView, dtype: DType) -> Result<(i128, i128), OpError> {
     let stated = |name: &str, default: i128| Ok::<_, OpError>(i128::from(view.attributes().int(name, default as i64)?));
     let (from, to) = (stated("low", low)?, stated("high", high)?);
     if from < low || to > high || from >= to {
-        return Err(OpError::attribute("low", format!("and `high` are {from} and {to}, but {dtype} has {low} to {high}")));
+        return Err(OpError::attribute(
+            "low",
+            format!("and `high` are {from} and {to}, but {dtype} has {low} to {high}"),
+        ));
     }
     Ok((from, to))
 }
@@ -159,7 +161,9 @@ fn check_operands(cx: &Infer, first: usize) -> Result<(), OpError> {
             && (unit.len() != other.len() || unit.iter().zip(other).any(|(a, b)| a.differs(b)) || unit.len() > 1)
         {
             let (unit, other) = (show_shape(unit), show_shape(other));
-            return Err(OpError::shape(format!("units {unit} with input {index} of shape {other}: both must be [] or [C]")));
+            return Err(OpError::shape(format!(
+                "units {unit} with input {index} of shape {other}: both must be [] or [C]"
+            )));
         }
     }
     if let (Some(x), Some([count])) = (cx.shape(first), unit)
@@ -216,8 +220,7 @@ fn eval_gradient(cx: &Eval) -> Result<Vec<Tensor>, OpError> {
 
 /// What the operands from `first` on say, and the trained steps.
 fn quantizer(cx: &Eval, first: usize) -> Result<(FakeQuantizer, Vec<f64>), OpError> {
-    let (x, unit, step, zero) =
-        (cx.input(first)?, cx.input(first + 1)?, cx.input(first + 2)?, cx.input(first + 3)?);
+    let (x, unit, step, zero) = (cx.input(first)?, cx.input(first + 1)?, cx.input(first + 2)?, cx.input(first + 3)?);
     if step.shape() != unit.shape() {
         return Err(OpError::shape(format!("steps of shape {:?} for units {:?}", step.shape(), unit.shape())));
     }
@@ -325,12 +328,7 @@ mod tests {
     #[test]
     fn a_step_at_zero_or_below_leaves_a_scale_that_is_positive() {
         let inputs = |step: f32| {
-            [
-                Tensor::new(&[8], &X).unwrap(),
-                Tensor::vector(&[256f32]),
-                Tensor::vector(&[step]),
-                Tensor::vector(&[0i8]),
-            ]
+            [Tensor::new(&[8], &X).unwrap(), Tensor::vector(&[256f32]), Tensor::vector(&[step]), Tensor::vector(&[0i8])]
         };
         let expected = run("FakeQuantize", &inputs(1.0 / 256.0), &[], 1);
         assert_eq!(run("FakeQuantize", &inputs(-5.0), &[], 1), expected);
