@@ -82,6 +82,16 @@ pub(crate) fn metadata<'a>(model: &'a Model, key: &str) -> Option<&'a str> {
     pairs.into_iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
 }
 
+/// The network of the zoo of this name, or what is wrong with the name.
+pub(crate) fn zoo_entry(name: &str) -> Result<&'static zoo::Entry, String> {
+    zoo::find(name).ok_or_else(|| {
+        let known: Vec<&str> = zoo::ENTRIES.iter().map(|e| e.name).collect();
+        let near = updraft_base::nearest(name, known.iter().copied());
+        let near = near.map(|n| format!(", did you mean `{n}`?")).unwrap_or_default();
+        format!("is `{name}`{near}; the zoo has {}", known.join(", "))
+    })
+}
+
 /// A network of the zoo, with weights drawn from the seed.
 pub(crate) fn build(entry: &zoo::Entry, given: &[(String, Setting)], seed: u64) -> Result<Graph, Failure> {
     let options = Options::of(entry, given)?;

@@ -14,7 +14,8 @@ use updraft_base::{Digest, units};
 use updraft_data::{Dataset, DatasetConfig, DatasetFacts, Loader, LoaderOptions};
 use updraft_engine::CpuEngine;
 use updraft_graph::{Graph, Model, zoo};
-use updraft_passes::training;
+use updraft_passes::distill::Distillation;
+use updraft_passes::training::{self, TrainingOptions};
 use updraft_store::{Artifact, Origin, Store};
 use updraft_train::checkpoint::Record;
 use updraft_train::metrics::Metrics;
@@ -56,6 +57,15 @@ pub(crate) struct Network {
     pub(crate) model: Model,
     pub(crate) digest: Digest,
     pub(crate) size_bytes: u64,
+}
+
+/// A teacher, and what is learnt from it.
+pub(crate) struct Teaching {
+    /// The teacher's digest: a parent of what it teaches.
+    pub(crate) teacher: Digest,
+    pub(crate) distillation: Distillation,
+    /// The settings, as part of what determines the result.
+    pub(crate) recipe: Value,
 }
 
 /// What training gave.
@@ -136,20 +146,20 @@ impl<'a> Stages<'a> {
             return self.import(&self.loaded.folder.join(file));
         }
         let name = section.zoo.as_deref().unwrap_or_default();
-        let entry = zoo::find(name).ok_or_else(|| {
-            let known: Vec<&str> = zoo::ENTRIES.iter().map(|e| e.name).collect();
-            let near = updraft_base::nearest(name, known.iter().copied());
-            let near = near.map(|n| format!(", did you mean `{n}`?")).unwrap_or_default();
-            self.wrong("model.zoo", format!("is `{name}`{near}; the zoo has {}", known.join(", ")))
-        })?;
+        let entry = model::zoo_entry(name).map_err(|problem| self.wrong("model.zoo", problem))?;
         let given = section.settings();
-        let options =
-            zoo::Options::of(entry, &given).map_err(|e| self.wrong("model.options", format!("are wrong: {e}")))?;
+        zoo::Options::of(entry, &given).map_err(|e| self.wrong("model.options", format!("are wrong: {e}")))?;
+        self.of_zoo(entry, &given)
+    }
+
+    /// A network of the zoo, with weights drawn from the seed.
+    pub(crate) fn of_zoo(&self, entry: &zoo::Entry, given: &[(String, zoo::Setting)]) -> Result<Network, Failure> {
+        let options = zoo::Options::of(entry, given)?;
         let options: Map<String, Value> =
             options.iter().map(|(name, setting)| (name.to_owned(), setting.to_string().into())).collect();
-        let origin = self.origin("network", json!({ "zoo": name, "options": options, "seed": self.seed }), Vec::new());
-        let (artifact, bytes) = self.answer("network", origin, || {
-            let graph = model::build(entry, &given, self.seed)?;
+        let recipe = json!({ "zoo": entry.name, "options": options, "seed": self.seed });
+        let (artifact, bytes) = self.answer("network", self.origin("network", recipe, Vec::new()), || {
+            let graph = model::build(entry, given, self.seed)?;
             Ok((model::encode(&Model::new(graph))?, Map::new()))
         })?;
         decode(&artifact, &bytes)
@@ -172,11 +182,26 @@ impl<'a> Stages<'a> {
         data: &Data,
         validation: Option<&Data>,
     ) -> Result<TrainedModel, Failure> {
+        self.train_with(network, data, validation, None)
+    }
+
+    /// The model trained with a teacher, or alone.
+    pub(crate) fn train_with(
+        &self,
+        network: &Network,
+        data: &Data,
+        validation: Option<&Data>,
+        teaching: Option<&Teaching>,
+    ) -> Result<TrainedModel, Failure> {
         let section = &self.loaded.recipe.train;
         let mut recipe = serde_json::to_value(section).map_err(|e| Failure::of(Kind::Usage, &e))?;
         recipe["seed"] = self.seed.into();
         let mut parents = vec![network.digest, data.digest];
         parents.extend(validation.map(|v| v.digest));
+        if let Some(teaching) = teaching {
+            recipe["distillation"] = teaching.recipe.clone();
+            parents.push(teaching.teacher);
+        }
         let origin = self.origin("model", recipe.clone(), parents.clone());
         let history_origin = self.origin("history", recipe, parents);
         if let (Some(model), Some(history)) = (self.store.find(&origin)?, self.store.find(&history_origin)?) {
@@ -190,7 +215,8 @@ impl<'a> Stages<'a> {
             .map(|v| self.evaluation_loader(v, section.validate.batch.unwrap_or(section.batch)))
             .transpose()?;
         let settings = section.settings(loader.steps_per_epoch(), self.seed);
-        let options = section.training_options();
+        let mut options = section.training_options();
+        options.distillation = teaching.map(|t| t.distillation.clone());
         let mut observer = TrainingProgress::new(self.context.progress, settings.steps);
         let trained = train(
             &mut Run {
@@ -239,13 +265,25 @@ impl<'a> Stages<'a> {
 
     /// The metrics of a model on a dataset, and the digest under which they are kept.
     pub(crate) fn evaluate(&self, split: &str, network: &Network, data: &Data) -> Result<(Metrics, Digest), Failure> {
+        self.evaluate_output(split, network, data, self.loaded.recipe.train.output.as_deref())
+    }
+
+    /// The metrics of one of a model's outputs; of the first where there is no name.
+    pub(crate) fn evaluate_output(
+        &self,
+        split: &str,
+        network: &Network,
+        data: &Data,
+        output: Option<&str>,
+    ) -> Result<(Metrics, Digest), Failure> {
         let section = &self.loaded.recipe.train;
-        let recipe = json!({ "loss": section.loss, "output": section.output, "target": section.target });
+        let options = TrainingOptions { output: output.map(str::to_owned), ..section.training_options() };
+        let recipe = json!({ "loss": section.loss, "output": output, "target": section.target });
         let origin = self.origin("evaluation", recipe, vec![network.digest, data.digest]);
         let (artifact, text) = self.answer(&format!("evaluate.{split}"), origin, || {
             let loader = self.evaluation_loader(data, self.loaded.recipe.evaluate.batch)?;
             let engine = CpuEngine::new(self.context.threads)?;
-            let mut evaluator = Evaluator::new(&engine, &network.model.graph, &section.training_options())?;
+            let mut evaluator = Evaluator::new(&engine, &network.model.graph, &options)?;
             let task = self.context.progress.task("evaluate", loader.steps_per_epoch(), "batches");
             let metrics = evaluator.evaluate(&loader, |done| task.at(done, String::new))?;
             task.finish();

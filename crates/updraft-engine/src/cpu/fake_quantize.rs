@@ -138,7 +138,8 @@ dispatch! {
 fn quantize_body<const FMA: bool>(grid: Grid, x: &[f32], out: &mut [f32]) {
     let Grid { scale, low, high } = grid;
     for (out, x) in out.iter_mut().zip(x) {
-        *out = (x / scale).round_ties_even().max(low).min(high) * scale;
+        // A code has no negative zero; adding zero takes the sign away.
+        *out = ((x / scale).round_ties_even().max(low).min(high) + 0.0) * scale;
     }
 }
 

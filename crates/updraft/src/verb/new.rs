@@ -46,8 +46,8 @@ fn networks() -> String {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let seed = context.seed.unwrap_or(0);
-    let entry = zoo::find(&args.network)
-        .ok_or_else(|| Failure::new(Kind::Usage, format!("the zoo has no network `{}`", args.network)))?;
+    let entry = model::zoo_entry(&args.network)
+        .map_err(|problem| Failure::new(Kind::Usage, format!("the network {problem}")))?;
     let given = args.settings.iter().map(|text| model::parse_setting(entry, text)).collect::<Result<Vec<_>, _>>()?;
     let graph = model::build(entry, &given, seed)?;
     let parameters = zoo::parameter_count(&graph);

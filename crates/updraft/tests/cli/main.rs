@@ -113,6 +113,54 @@ fn eval_measures_a_model_file_as_the_run_measured_its_own() {
 }
 
 #[test]
+fn a_student_is_taught_with_labels_or_without_and_its_lineage_names_the_teacher() {
+    let workplace = Workplace::new();
+    let teacher = workplace.json(&["train", ".", "--output", "teacher.onnx"]);
+    let student = ["--student", "zoo:mlp", "--option", "inputs=4", "--option", "hidden=8", "--option", "classes=3"];
+    let distill = |more: &[&str]| {
+        workplace.json(&[&["distill", "--teacher", "teacher.onnx", "--data", "."], &student[..], more].concat())
+    };
+    let taught = distill(&["--output", "student.onnx"]);
+    let accuracy = |answer: &Value, who: &str| answer["results"][who]["metrics"]["accuracy"].as_f64().unwrap();
+    assert!(accuracy(&taught, "teacher") > 0.6, "{taught:#}");
+    assert!(accuracy(&taught, "student") > accuracy(&taught, "student_before"), "{taught:#}");
+    let eval = workplace.json(&["eval", ".", "--model", "student.onnx"]);
+    assert_eq!(eval["metrics"]["accuracy"].as_f64().unwrap(), accuracy(&taught, "student"));
+    let lineage = workplace.json(&["lineage", "student.onnx"]);
+    let parents = |kind: &str| {
+        let artifacts = lineage["lineage"].as_array().unwrap().clone();
+        let of_kind = artifacts.into_iter().find(|a| a["origin"]["kind"] == kind).unwrap();
+        of_kind["origin"]["parents"].as_array().unwrap().clone()
+    };
+    for who in ["teacher", "network"] {
+        assert!(parents("model").contains(&taught["artifacts"][who]), "{who}: {lineage:#}");
+    }
+    assert_ne!(taught["artifacts"]["teacher"], teacher["artifacts"]["network"]);
+
+    // Without labels in the training data, and with hidden values of different widths brought together.
+    let points = read_npz(&workplace.path("train.npz"), u64::MAX).unwrap();
+    let points: Vec<_> = points.into_iter().filter(|(name, _)| name == "features").collect();
+    for name in ["train.npz", "validation.npz"] {
+        write_npz(&workplace.path(name), &points).unwrap();
+    }
+    let relu = |file: &str| {
+        let model = onnx::read(&std::fs::read(workplace.path(file)).unwrap(), &Default::default()).unwrap();
+        let (_, node) = model.graph.nodes().find(|(_, n)| n.op == "Relu").unwrap();
+        model.graph.value(node.outputs[0].unwrap()).name.clone()
+    };
+    let pair = format!("{}={}", relu("teacher.onnx"), relu("student.onnx"));
+    let free = distill(&["--label-free", "--match", &pair]);
+    assert!(accuracy(&free, "student") > accuracy(&free, "student_before"), "{free:#}");
+
+    let arguments = ["distill", "--teacher", "teacher.onnx", "--data", ".", "--label-free", "--match"];
+    let (code, message) = workplace.failure(&[&arguments[..], &["Rel=Relu"]].concat());
+    assert_eq!(code, 4, "{message}");
+    assert!(message.contains("is no value of the teacher"), "{message}");
+    let (code, message) = workplace.failure(&[&arguments[..], &["Relu"]].concat());
+    assert_eq!(code, 2, "{message}");
+}
+
+#[test]
 fn wrong_recipes_and_arguments_exit_with_two_and_say_what_is_known() {
     let workplace = Workplace::new();
     for (from, to, expected) in [
