@@ -93,7 +93,8 @@ fn go_through(
     batches: &Batches,
     options: &ObserveOptions,
 ) -> Result<(), CompressError> {
-    let inputs: Vec<String> = graph.inputs().iter().map(|v| graph.value(*v).name.clone()).collect();
+    let open = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
+    let inputs: Vec<String> = open.map(|v| graph.value(*v).name.clone()).collect();
     // What a layer reads may be an input of the graph itself, which no session computes.
     let mut computed: Vec<String> = Vec::new();
     for site in sweep.iter_mut() {

@@ -14,6 +14,7 @@ pub mod measure;
 pub mod prune;
 pub mod rounding;
 pub mod search;
+pub mod smoothing;
 pub mod splits;
 
 mod error;

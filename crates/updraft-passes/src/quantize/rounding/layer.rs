@@ -20,7 +20,7 @@ pub struct Layer {
     /// The value that the layer reads.
     pub input: String,
     /// The node, in the graph that the layer was found in.
-    pub(super) id: NodeId,
+    pub id: NodeId,
     form: Form,
     outputs: usize,
     columns: usize,

@@ -216,13 +216,16 @@ const SMOOTH_EXPONENTS: [f32; 13] = [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65,
 /// How many exponents AWQ tries between 0 and 1, both ends included.
 const AWQ_EXPONENTS: usize = 20;
 
-/// SmoothQuant's factors for each exponent, from the layers' matrices `[out, in]`.
-pub fn smooth_candidates(moments: &Moments, matrices: &[Tensor]) -> Result<Vec<Vec<f32>>, RoundingError> {
+/// SmoothQuant's factors for each exponent, from the weights of the layers that read the value.
+pub fn smooth_candidates(moments: &Moments, layers: &[(&Layer, &Tensor)]) -> Result<Vec<Vec<f32>>, RoundingError> {
     let columns = moments.columns();
     let mut weights_max = vec![0f32; columns];
-    for matrix in matrices {
-        let elements = matrix.as_slice::<f32>()?;
-        elements.iter().enumerate().for_each(|(i, w)| weights_max[i % columns] = weights_max[i % columns].max(w.abs()));
+    for (layer, weights) in layers {
+        let inner: usize = weights.shape().iter().skip(layer.input_axis().unwrap_or(0) + 1).product();
+        for (i, w) in weights.as_slice::<f32>()?.iter().enumerate() {
+            let greatest = &mut weights_max[i / inner.max(1) % columns];
+            *greatest = greatest.max(w.abs());
+        }
     }
     let inputs_max = moments.max_abs();
     let of = |alpha: f32| {
@@ -514,7 +517,7 @@ mod tests {
         let mut moments = Moments::new(columns);
         moments.add(elements).unwrap();
         for (dtype, input_levels, candidates) in [
-            (DType::I8, Some(256), smooth_candidates(&moments, &[weights.clone()]).unwrap()),
+            (DType::I8, Some(256), smooth_candidates(&moments, &[(&found[0], &weights)]).unwrap()),
             (DType::I4, None, awq_candidates(&moments)),
         ] {
             let quantizer = |layer: &Layer, w: &Tensor| {
