@@ -12,7 +12,7 @@ use super::depthwise::{Depthwise, DepthwiseRun};
 use super::dot::{DotIsa, LANES};
 use super::finish::Finisher;
 use super::transpose::transpose_images;
-use super::{ActivationLayout, Bytes, Finish, Requantize, Run, Weights};
+use super::{ActivationLayout, Bytes, Finish, Run, Weights, expect, expect_multipliers};
 use crate::cpu::conv::ConvGeometry;
 use crate::cpu::kernel::Pool;
 
@@ -66,16 +66,7 @@ impl QuantizedConv {
         expect("weights", weights.values.len(), &[geometry.weights_len()])?;
         expect("zero points of weights", weights.zero_points.len(), &[1, channels])?;
         expect("biases", bias.len(), &[0, channels])?;
-        match &finish {
-            Finish::Sums => {}
-            Finish::Dequantize { multipliers, bias } => {
-                expect("multipliers", multipliers.len(), &[1, channels])?;
-                expect("biases", bias.len(), &[0, channels])?;
-            }
-            Finish::Requantize(Requantize { multipliers, .. }) => {
-                expect("multipliers", multipliers.len(), &[1, channels])?;
-            }
-        }
+        expect_multipliers(&finish, channels)?;
         let (flip, lowered) = if weights.signed { (0, 0) } else { (0x80, 128) };
         let zero_points: Vec<i32> = (0..channels)
             .map(|c| weights.zero_points[if weights.zero_points.len() == 1 { 0 } else { c }] - lowered)
@@ -229,11 +220,4 @@ impl QuantizedConv {
             }
         }
     }
-}
-
-fn expect(what: &str, actual: usize, expected: &[usize]) -> Result<(), OpError> {
-    if expected.contains(&actual) {
-        return Ok(());
-    }
-    Err(OpError::shape(format!("{actual} {what}, expected one of {expected:?}")))
 }

@@ -10,7 +10,7 @@
 use super::Bytes;
 use super::dot::{DotIsa, LANES};
 use super::finish::{Block, Finisher};
-use super::panel::{Line, Panel, Rows, Segment, multiply_rows, pack_panel, panel_lines, panels};
+use super::panel::{Line, Panel, Rows, Segment, multiply_rows, pack_panel, panel_lines, panels, subtract_zero_points};
 use crate::cpu::conv::ConvGeometry;
 use crate::cpu::kernel::{Pool, Shared};
 
@@ -311,15 +311,10 @@ impl Dense {
                 let starts = &starts[..rows];
                 let sums = &mut sums[..rows * panel.width()];
                 let segments = &self.segments;
-                multiply_rows(self.isa, Rows { input, starts, segments, lines, vectors: panel.vectors, addends }, sums);
+                let product = Rows { input, starts, segments, lines, vectors: panel.vectors, addends };
+                multiply_rows(self.isa, product, sums);
                 if let Some(zero_points) = run.weight_zero_points {
-                    self.subtract_zero_points(
-                        input,
-                        starts,
-                        &zero_points[channel..][..panel.used],
-                        panel.width(),
-                        sums,
-                    );
+                    subtract_zero_points(product, &zero_points[channel..][..panel.used], sums);
                 }
                 let block = Block {
                     sums,
@@ -333,24 +328,6 @@ impl Dense {
                 // SAFETY: each tile has positions or panels of its own.
                 unsafe { run.finisher.write(block, output) };
                 done += rows;
-            }
-        }
-    }
-
-    /// Takes from each sum the zero point of its weights times the sum of its inputs.
-    fn subtract_zero_points(
-        &self,
-        input: &[u8],
-        starts: &[usize],
-        zero_points: &[i32],
-        width: usize,
-        sums: &mut [i32],
-    ) {
-        for (start, sums) in starts.iter().zip(sums.chunks_exact_mut(width)) {
-            let terms = self.segments.iter().flat_map(|s| &input[start + s.offset..][..s.len]);
-            let total: i32 = terms.fold(0, |sum, x| sum.wrapping_add(i32::from(*x)));
-            for (sum, zero_point) in sums.iter_mut().zip(zero_points) {
-                *sum = sum.wrapping_sub(total.wrapping_mul(*zero_point));
             }
         }
     }

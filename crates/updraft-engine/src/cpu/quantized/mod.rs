@@ -6,9 +6,12 @@
 //! (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
 //! Integers make results equal to the last bit for every instruction set and number of threads.
 //!
-//! [`QuantizedConv`] and [`QuantizedProduct`] are plans for one shape with constant weights; [`Finish`] says what becomes
-//! of the sums.
+//! [`QuantizedConv`] and [`QuantizedProduct`] are plans for one shape with constant weights, [`ActivationProduct`] for two
+//! activations; [`Finish`] says what becomes of the sums.
 
+use updraft_graph::OpError;
+
+mod activation_product;
 mod conv;
 mod dense;
 mod depthwise;
@@ -19,6 +22,7 @@ mod panel;
 mod product;
 mod transpose;
 
+pub(crate) use self::activation_product::{ActivationMatrix, ActivationProduct};
 pub(crate) use self::conv::QuantizedConv;
 pub(crate) use self::product::{QuantizedProduct, WeightOrder};
 
@@ -119,6 +123,25 @@ pub(crate) struct Dynamic {
     pub(crate) zero_point: i32,
     /// A factor of all multipliers.
     pub(crate) scale: f32,
+}
+
+/// An error unless there are multipliers (and biases) for so many output channels.
+fn expect_multipliers(finish: &Finish, channels: usize) -> Result<(), OpError> {
+    match finish {
+        Finish::Sums => Ok(()),
+        Finish::Dequantize { multipliers, bias } => {
+            expect("multipliers", multipliers.len(), &[1, channels])?;
+            expect("biases", bias.len(), &[0, channels])
+        }
+        Finish::Requantize(Requantize { multipliers, .. }) => expect("multipliers", multipliers.len(), &[1, channels]),
+    }
+}
+
+fn expect(what: &str, actual: usize, expected: &[usize]) -> Result<(), OpError> {
+    if expected.contains(&actual) {
+        return Ok(());
+    }
+    Err(OpError::shape(format!("{actual} {what}, expected one of {expected:?}")))
 }
 
 #[cfg(test)]

@@ -126,6 +126,19 @@ pub(super) fn multiply_rows(isa: DotIsa, rows: Rows<'_>, sums: &mut [i32]) {
     }
 }
 
+/// Takes from the sums of [`multiply_rows`] the zero point of each channel's weights times the sum of the inputs.
+pub(super) fn subtract_zero_points(rows: Rows<'_>, zero_points: &[i32], sums: &mut [i32]) {
+    for (start, sums) in rows.starts.iter().zip(sums.chunks_exact_mut(rows.vectors * LANES)) {
+        let total = rows.segments.iter().fold(0u32, |total, segment| {
+            let bytes = &rows.input[start + segment.offset..][..segment.len];
+            total.wrapping_add(bytes.iter().fold(0, |sum, byte| sum.wrapping_add(u32::from(*byte))))
+        });
+        for (sum, zero_point) in sums.iter_mut().zip(zero_points) {
+            *sum = sum.wrapping_sub((total as i32).wrapping_mul(*zero_point));
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn multiply_in<D: Dot>(isa: DotIsa, rows: Rows<'_>, sums: &mut [i32]) {
     // SAFETY: the caller's promise.

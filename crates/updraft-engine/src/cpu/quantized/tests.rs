@@ -6,6 +6,8 @@ use crate::cpu::conv::ConvGeometry;
 use crate::cpu::kernel::Pool;
 use proptest::prelude::*;
 
+const ISAS: [DotIsa; 4] = [DotIsa::Portable, DotIsa::Avx2, DotIsa::AvxVnni, DotIsa::Avx512Vnni];
+
 /// One convolution with everything it needs.
 #[derive(Debug, Clone)]
 struct Case {
@@ -128,10 +130,7 @@ impl Case {
                 }
             }
         }
-        for isa in [DotIsa::Portable, DotIsa::Avx2, DotIsa::AvxVnni, DotIsa::Avx512Vnni] {
-            if !isa.is_there() {
-                continue;
-            }
+        for isa in ISAS.into_iter().filter(|isa| isa.is_there()) {
             let conv = QuantizedConv::with_isa(
                 isa,
                 g.clone(),
@@ -143,22 +142,9 @@ impl Case {
             )
             .unwrap();
             for threads in [1, 3] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let actual = pool.install(|| {
-                    // Aligned as the engine aligns it.
-                    let mut scratch = vec![[0xaau128; 4]; (threads * conv.scratch_bytes()).div_ceil(64) + 1];
-                    let mut output = vec![0x5555_5555u32; expected.len().div_ceil(4)];
-                    let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch);
-                    let output: &mut [u8] = bytemuck::cast_slice_mut(&mut output);
-                    let run = Run {
-                        input: &input,
-                        dynamic: self.dynamic,
-                        residual: &residual,
-                        scratch: &mut scratch[..threads * conv.scratch_bytes()],
-                        output: &mut output[..expected.len()],
-                    };
-                    conv.run(&Pool { threads }, run);
-                    output[..expected.len()].to_vec()
+                let actual = on_threads(threads, conv.scratch_bytes(), expected.len(), |pool, scratch, output| {
+                    let run = Run { input: &input, dynamic: self.dynamic, residual: &residual, scratch, output };
+                    conv.run(pool, run);
                 });
                 if let Some(at) = (0..expected.len()).find(|i| expected[*i] != actual[*i]) {
                     let (got, wanted) = (actual[at], expected[at]);
@@ -167,6 +153,25 @@ impl Case {
             }
         }
     }
+}
+
+/// Runs with so many threads and scratch that holds rubbish, and returns the output's bytes.
+fn on_threads(
+    threads: usize,
+    scratch_bytes: usize,
+    output_bytes: usize,
+    work: impl FnOnce(&Pool, &mut [u8], &mut [u8]) + Send,
+) -> Vec<u8> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        // Aligned as the engine aligns it, or nearly.
+        let mut scratch = vec![0xaau128 << 60; (threads * scratch_bytes).div_ceil(16)];
+        let mut output = vec![0x5555_5555u32; output_bytes.div_ceil(4)];
+        let scratch: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch);
+        let output: &mut [u8] = bytemuck::cast_slice_mut(&mut output);
+        work(&Pool { threads }, &mut scratch[..threads * scratch_bytes], &mut output[..output_bytes]);
+        output[..output_bytes].to_vec()
+    })
 }
 
 fn geometry(
@@ -339,5 +344,112 @@ fn tiles_of_large_shapes_fit_together() {
             salt: 9,
         }
         .check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn products_with_constant_weights_are_exact(
+        shape in (1..40usize, 1..80usize, 1..90usize),
+        input in bytes(),
+        weights in bytes(),
+        depth_first in any::<bool>(),
+        salt in any::<u32>(),
+    ) {
+        let (rows, depth, columns) = shape;
+        let x: Vec<u8> = numbers(rows * depth, salt).map(|n| n as u8).collect();
+        let w: Vec<u8> = numbers(depth * columns, salt ^ 1).map(|n| n as u8).collect();
+        let order = if depth_first { WeightOrder::DepthFirst } else { WeightOrder::ColumnsFirst };
+        let mut expected = Vec::new();
+        for (row, column) in (0..rows * columns).map(|i| (i / columns, i % columns)) {
+            let sum: i64 = (0..depth).map(|k| {
+                let w = w[if depth_first { k * columns + column } else { column * depth + k }];
+                (value(x[row * depth + k], input.signed) - i64::from(input.zero_point))
+                    * (value(w, weights.signed) - i64::from(weights.zero_point))
+            }).sum();
+            expected.extend((sum as i32).to_ne_bytes());
+        }
+        let zero_points = [weights.zero_point];
+        let weights = Weights { values: &w, signed: weights.signed, zero_points: &zero_points };
+        let product =
+            QuantizedProduct::new([rows, depth, columns], input, weights, order, &[], Finish::Sums).unwrap();
+        for threads in [1, 3] {
+            let actual = on_threads(threads, product.scratch_bytes(), expected.len(), |pool, scratch, output| {
+                product.run(pool, Run { input: &x, dynamic: None, residual: &[], scratch, output });
+            });
+            prop_assert_eq!(&actual, &expected);
+        }
+    }
+
+    #[test]
+    fn products_of_activations_are_exact(
+        batch in (1..3usize, 1..4usize),
+        shape in (1..40usize, 1..80usize, 1..90usize),
+        left in bytes(),
+        right in bytes(),
+        left_transposed in any::<bool>(),
+        right_transposed in any::<bool>(),
+        broadcast in any::<bool>(),
+        kind in 0..5usize,
+        output in bytes(),
+        salt in any::<u32>(),
+    ) {
+        let (rows, depth, columns) = shape;
+        let batch = [batch.0, batch.1];
+        // Heads lie inside rows, as attention has them, or rows inside matrices.
+        let matrix = |bytes: Bytes, rows: usize, columns: usize, transposed: bool, broadcast: bool| {
+            let outer = if broadcast { 0 } else { batch[1] * rows * columns };
+            if transposed {
+                ActivationMatrix { bytes, batch: vec![outer, rows * columns], row: 1, column: rows }
+            } else {
+                ActivationMatrix { bytes, batch: vec![outer, columns], row: batch[1] * columns, column: 1 }
+            }
+        };
+        let left = matrix(left, rows, depth, left_transposed, false);
+        let right = matrix(right, depth, columns, right_transposed, broadcast);
+        let count = batch[0] * batch[1];
+        let x: Vec<u8> = numbers(count * rows * depth, salt).map(|n| n as u8).collect();
+        let y: Vec<u8> = numbers(count * depth * columns, salt ^ 1).map(|n| n as u8).collect();
+        let geometry = geometry([1, 1, depth, columns], [1; 3], [1; 3], [1; 3], [1; 3], [[0, 0]; 3]).unwrap();
+        let finish = finish(&geometry, salt, kind, output, output);
+        let case = Case {
+            geometry,
+            layouts: [ActivationLayout::ChannelsLast; 2],
+            input: left.bytes,
+            weights_signed: true,
+            weight_zero_points: vec![0],
+            finish: finish.clone(),
+            dynamic: None,
+            extreme: false,
+            salt,
+        };
+        let mut expected = Vec::new();
+        for index in 0..count * rows * columns {
+            let (matrix, row, column) = (index / columns / rows, index / columns % rows, index % columns);
+            let at = |operand: &ActivationMatrix, row: usize, column: usize| {
+                matrix / batch[1] * operand.batch[0] + matrix % batch[1] * operand.batch[1] + row * operand.row
+                    + column * operand.column
+            };
+            let number = |operand: &ActivationMatrix, byte: u8| {
+                value(byte, operand.bytes.signed) - i64::from(operand.bytes.zero_point)
+            };
+            let sum: i64 = (0..depth)
+                .map(|k| number(&left, x[at(&left, row, k)]) * number(&right, y[at(&right, k, column)]))
+                .sum();
+            expected.extend(case.finished(sum, column, 0));
+        }
+        for isa in ISAS.into_iter().filter(|isa| isa.is_there()) {
+            let product =
+                ActivationProduct::with_isa(isa, &batch, [rows, depth, columns], left.clone(), right.clone(), finish.clone())
+                    .unwrap();
+            for threads in [1, 3] {
+                let actual = on_threads(threads, product.scratch_bytes(), expected.len(), |pool, scratch, output| {
+                    product.run(pool, &x, &y, scratch, output);
+                });
+                prop_assert_eq!(&actual, &expected, "{:?}", isa);
+            }
+        }
     }
 }
