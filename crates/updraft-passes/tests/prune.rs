@@ -288,5 +288,5 @@ fn on_1000_random_networks_removing_channels_equals_zeroing_them() {
     }
     assert!(failures.is_empty(), "{} of 1000, {refused_nodes} refused:\n{}", failures.len(), failures.join("\n"));
     // The claim would be empty if nothing could be removed.
-    assert!(smaller_networks > 700 && removed > 5000, "{removed} units of {smaller_networks} networks were removed");
+    assert!(smaller_networks > 700 && removed > 3000, "{removed} units of {smaller_networks} networks were removed");
 }
