@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use updraft_engine::CompileOptions;
 use updraft_graph::{Graph, Tensor, cost};
 use updraft_passes::distill::Distillation;
@@ -94,7 +94,7 @@ pub struct Recovery<'a> {
 }
 
 /// What was done.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PruneReport {
     /// Groups of channels that can be pruned, also those that lost nothing; empty where single weights are pruned.
     pub groups: Vec<GroupReport>,
@@ -111,7 +111,7 @@ pub struct PruneReport {
 }
 
 /// What became of a group.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupReport {
     /// The parameter that makes the channels.
     pub name: String,
@@ -124,7 +124,7 @@ pub struct GroupReport {
 }
 
 /// What was left alone.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RefusedReport {
     /// The parameter that makes the channels, or the weight.
     pub name: String,
@@ -135,18 +135,18 @@ pub struct RefusedReport {
 }
 
 /// Weights that are zero.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sparsity {
     /// Elements of the weights that masks cover.
     pub elements: u64,
     /// Those that are zero.
     pub zeros: u64,
     /// What that does and does not gain.
-    pub note: &'static str,
+    pub note: String,
 }
 
 /// What a network takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// Elements of float initializers.
     pub parameters: u64,
@@ -157,7 +157,7 @@ pub struct Size {
 }
 
 /// One part.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PartReport {
     /// Share that is removed when it is done.
     pub ratio: f64,
@@ -299,7 +299,7 @@ fn remove_weights(
     let asked = sparse::Settings { pattern, scope, exclude: settings.exclude.clone() };
     let masks = sparse::choose(graph, &asked, &BTreeMap::new())?;
     let (elements, zeros) = sparse::apply(graph, &masks)?;
-    report.sparsity = Some(Sparsity { elements, zeros, note: sparse::NO_SPEED });
+    report.sparsity = Some(Sparsity { elements, zeros, note: sparse::NO_SPEED.to_owned() });
     let left = graph
         .constants()
         .filter(|(id, t)| t.dtype().is_float() && t.rank() >= 2 && !masks.contains_key(&graph.value(*id).name));

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
-use crate::verb::{bench, distill, eval, generate, infer, inspect, lineage, new, run, train};
+use crate::verb::{bench, distill, eval, generate, infer, inspect, lineage, new, prune, run, train};
 
 /// Trains, evaluates and runs neural networks on ONNX models.
 ///
@@ -52,6 +52,7 @@ pub enum Verb {
     Inspect(inspect::Args),
     Train(train::Args),
     Distill(distill::Args),
+    Prune(prune::Args),
     Eval(eval::Args),
     Infer(infer::Args),
     Bench(bench::Args),
@@ -68,6 +69,7 @@ impl Verb {
             Verb::Inspect(args) => inspect::run(args, context),
             Verb::Train(args) => train::run(args, context),
             Verb::Distill(args) => distill::run(args, context),
+            Verb::Prune(args) => prune::run(args, context),
             Verb::Eval(args) => eval::run(args, context),
             Verb::Infer(args) => infer::run(args, context),
             Verb::Bench(args) => bench::run(args, context),

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use updraft_compress::CompressError;
 use updraft_data::DataError;
 use updraft_engine::EngineError;
 use updraft_graph::zoo::OptionsError;
@@ -191,6 +192,20 @@ impl From<TrainError> for Failure {
             ),
             TrainError::Settings { .. } => Failure::of(Kind::Usage, &error),
             TrainError::Pipeline(_) | TrainError::Pass(_) => Failure::of(Kind::Unsupported, &error),
+            _ => Failure::of(Kind::Input, &error),
+        }
+    }
+}
+
+impl From<CompressError> for Failure {
+    fn from(error: CompressError) -> Failure {
+        match error {
+            CompressError::Store(error) => error.into(),
+            CompressError::Data(error) => error.into(),
+            CompressError::Engine(error) => error.into(),
+            CompressError::Train(error) => (*error).into(),
+            CompressError::Setting { .. } => Failure::of(Kind::Usage, &error),
+            CompressError::Pass(_) | CompressError::Pipeline(_) => Failure::of(Kind::Unsupported, &error),
             _ => Failure::of(Kind::Input, &error),
         }
     }

@@ -348,7 +348,7 @@ impl<'a> Stages<'a> {
         self.done.borrow_mut().push(done);
     }
 
-    fn evaluation_loader(&self, data: &Data, batch_size: usize) -> Result<Loader, Failure> {
+    pub(crate) fn evaluation_loader(&self, data: &Data, batch_size: usize) -> Result<Loader, Failure> {
         let options = LoaderOptions { batch_size, threads: self.loader_threads(), ..LoaderOptions::default() };
         Ok(Loader::new(data.dataset.clone(), options)?)
     }

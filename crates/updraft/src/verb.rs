@@ -8,5 +8,6 @@ pub mod infer;
 pub mod inspect;
 pub mod lineage;
 pub mod new;
+pub mod prune;
 pub mod run;
 pub mod train;

@@ -351,10 +351,10 @@ fn link_all(
     elements: &mut Elements,
 ) -> Result<(), PassError> {
     for value in graph.outputs() {
-        elements.pin_all(graph, *value, "it is a graph output");
+        elements.pin_all(graph, *value, &format!("{} is an output of the graph", graph.value(*value).name));
     }
     for value in graph.inputs() {
-        elements.pin_all(graph, *value, "it is a graph input");
+        elements.pin_all(graph, *value, &format!("{} is an input of the graph", graph.value(*value).name));
     }
     for (position, id) in graph.order()?.into_iter().enumerate() {
         let node = graph.node(id);
