@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::cpu::convert::Kind;
 use crate::cpu::isa::dispatch;
 use crate::cpu::kernel::{Tile, TileKernel};
 use crate::cpu::layout::Layout;
@@ -65,6 +66,11 @@ pub(crate) enum Op {
     /// `dy` times the derivative at `x`.
     GeluGradient,
     GeluTanhGradient,
+    /// The code of a quotient with a zero point: rounded, ties to even, shifted, clamped to these limits.
+    Code {
+        low: f32,
+        high: f32,
+    },
     // Of three.
     /// The second where the first is true, else the third.
     Where,
@@ -79,13 +85,6 @@ enum Access {
     Scalar,
     /// `(size, stride)` pairs, outermost first, that visit it in the output's order.
     Runs(Vec<(usize, usize)>),
-}
-
-/// Element types inside programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    F32,
-    Bool,
 }
 
 #[derive(Debug, Clone)]
@@ -198,14 +197,10 @@ impl TileKernel for Program {
                 && let Some(register) = self.register(index)
             {
                 // SAFETY: a scalar has its element 0; registers lie inside the scratch memory.
-                let (value, block) = unsafe {
-                    let value = match load.kind {
-                        Kind::F32 => tile.input::<f32>(index, 0..1)[0],
-                        Kind::Bool => f32::from(u8::from(tile.input::<u8>(index, 0..1)[0] != 0)),
-                    };
-                    (value, std::slice::from_raw_parts_mut(register_at(register), BLOCK))
-                };
-                block.fill(value);
+                unsafe {
+                    let block = std::slice::from_raw_parts_mut(register_at(register), BLOCK);
+                    load.kind.read(tile.inputs[index], 0, 0, block);
+                }
             }
         }
         let mut at = start;
@@ -217,12 +212,7 @@ impl TileKernel for Program {
                     let block = unsafe { std::slice::from_raw_parts_mut(register_at(register), len) };
                     let from = tile.inputs[index];
                     // SAFETY: the runs visit elements of the operand, by the layout it was built from.
-                    unsafe {
-                        match load.kind {
-                            Kind::F32 => spread(runs, at, block, from.cast::<f32>(), |v| v),
-                            Kind::Bool => spread(runs, at, block, from, |v: u8| f32::from(u8::from(v != 0))),
-                        }
-                    }
+                    unsafe { spread(runs, at, block, from, load.kind) }
                 }
             }
             let source = |value: usize| -> *const f32 {
@@ -247,17 +237,8 @@ impl TileKernel for Program {
             for (index, (value, kind)) in self.stores.iter().enumerate() {
                 let from = source(*value);
                 // SAFETY: outputs have the elements `at..at + len`, which belong to this tile. The source may be the
-                // same memory, for which `copy` is defined.
-                unsafe {
-                    match kind {
-                        Kind::F32 => std::ptr::copy(from, tile.outputs[index].cast::<f32>().wrapping_add(at), len),
-                        Kind::Bool => {
-                            let from = std::slice::from_raw_parts(from, len);
-                            let to = std::slice::from_raw_parts_mut(tile.outputs[index].wrapping_add(at), len);
-                            to.iter_mut().zip(from).for_each(|(to, v)| *to = u8::from(*v != 0.0));
-                        }
-                    }
-                }
+                // same memory, for which writing as it is is defined.
+                unsafe { kind.write(from, len, tile.outputs[index], at) }
             }
             at += len;
         }
@@ -268,13 +249,7 @@ impl TileKernel for Program {
 ///
 /// # Safety
 /// `from` must have every element that the runs reach.
-unsafe fn spread<T: Copy>(
-    runs: &[(usize, usize)],
-    start: usize,
-    out: &mut [f32],
-    from: *const T,
-    convert: impl Fn(T) -> f32,
-) {
+unsafe fn spread(runs: &[(usize, usize)], start: usize, out: &mut [f32], from: *const u8, kind: Kind) {
     let Some(((inner, stride), outer)) = runs.split_last() else { return };
     let mut row = start / inner;
     let mut column = start % inner;
@@ -289,14 +264,7 @@ unsafe fn spread<T: Copy>(
             left /= size;
         }
         // SAFETY: by the caller's promise.
-        unsafe {
-            let first = from.add(offset);
-            match stride {
-                0 => head.fill(convert(*first)),
-                1 => head.iter_mut().enumerate().for_each(|(i, out)| *out = convert(*first.add(i))),
-                stride => head.iter_mut().enumerate().for_each(|(i, out)| *out = convert(*first.add(i * stride))),
-            }
-        }
+        unsafe { kind.read(from, offset, *stride, head) }
         rest = tail;
         row += 1;
         column = 0;
@@ -386,6 +354,13 @@ fn apply_body<const FMA: bool>(op: Op, out: &mut [f32], a: &[f32], b: &[f32], c:
         Op::ReluGradient => two!(dy, y => if y > 0.0 { dy } else { 0.0 }),
         Op::GeluGradient => two!(x, y => math::gelu_gradient::<FMA>(x, y)),
         Op::GeluTanhGradient => two!(x, y => math::gelu_tanh_gradient::<FMA>(x, y)),
+        // Not-a-number takes the smallest code; the comparisons are written for that.
+        Op::Code { low, high } => two!(x, zero => {
+            let code = f32::round_ties_even(x);
+            let code = if code > low - zero { code } else { low - zero };
+            let code = if code < high - zero { code } else { high - zero };
+            code + zero
+        }),
         Op::Where => {
             two!(condition, x => if condition != 0.0 { x } else { 0.0 });
             out.iter_mut()

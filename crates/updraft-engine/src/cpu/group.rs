@@ -10,12 +10,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use updraft_graph::OpError;
+use updraft_graph::{DType, OpError};
 
+use crate::cpu::convert::Kind;
 use crate::cpu::elementwise::{Op, Program};
 use crate::cpu::kernel::{Io, Kernel, Pool, Raw, Shared, Tile, TileKernel};
 use crate::cpu::layout::Layout;
-use crate::cpu::lower::{Lowering, Static};
+use crate::cpu::lower::Static;
 use crate::cpu::map::Argument;
 use crate::cpu::step::{Span, Step, StepRun, Storage, StorageId};
 
@@ -331,8 +332,8 @@ fn flush(
             }
         }
     }
-    let described: Vec<_> = loads.iter().map(|l| (l.layout.clone(), Lowering::kind(l.dtype))).collect();
-    let stored: Vec<_> = stores.iter().map(|(value, output)| (*value, Lowering::kind(output.dtype))).collect();
+    let described: Vec<_> = loads.iter().map(|l| (l.layout.clone(), kind(l.dtype))).collect();
+    let stored: Vec<_> = stores.iter().map(|(value, output)| (*value, kind(output.dtype))).collect();
     let program = Program::new(&described, &instructions, &stored);
     out.push(TileOp {
         scratch_bytes: program.scratch_bytes(),
@@ -341,6 +342,11 @@ fn flush(
         outputs: stores.iter().map(|(_, output)| Some(table.place(output))).collect(),
         scale: elements / units,
     });
+}
+
+/// What a program takes a value for. Elementwise members have values of known kinds only.
+fn kind(dtype: DType) -> Kind {
+    Kind::of(dtype).unwrap_or(Kind::F32)
 }
 
 /// The kernel of a group.

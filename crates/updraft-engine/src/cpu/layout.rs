@@ -67,6 +67,14 @@ impl Layout {
         out
     }
 
+    /// A vector as a value of this rank that varies along one axis.
+    pub(crate) fn along(&self, axis: usize, rank: usize) -> Layout {
+        let mut out = Layout { shape: vec![1; rank], strides: vec![0; rank], offset: self.offset };
+        out.shape[axis] = self.len();
+        out.strides[axis] = self.strides.last().copied().unwrap_or(0);
+        out
+    }
+
     /// Stretched to a shape that this one broadcasts to.
     pub(crate) fn broadcast_to(&self, shape: &[usize]) -> Layout {
         let lead = shape.len() - self.shape.len();

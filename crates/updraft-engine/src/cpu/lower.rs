@@ -9,7 +9,7 @@ mod emit;
 
 use std::collections::HashMap;
 
-use updraft_graph::op::OpView;
+use updraft_graph::op::{OpView, resolve_axis};
 use updraft_graph::tensor::element_count;
 use updraft_graph::{DType, Graph, Node, NodeId, OpError, ValueId};
 
@@ -17,7 +17,7 @@ use crate::EngineError;
 use crate::cpu::arena::{self, Ends};
 use crate::cpu::build::{self, Build, Built, Operand};
 use crate::cpu::conv::{self, fuse::FusedConv};
-use crate::cpu::elementwise::{Kind, Op};
+use crate::cpu::elementwise::Op;
 use crate::cpu::group::{Group, Member, Work};
 use crate::cpu::layout::Layout;
 use crate::cpu::map::{self, Argument};
@@ -421,11 +421,19 @@ impl<'g> Lowering<'g> {
     fn lower_map(&mut self, node: &'g Node, operations: &[(Op, Vec<Argument>)]) -> Result<(), OpError> {
         let Some(Some(output)) = node.outputs.first() else { return Ok(()) };
         let Some((dtype, shape)) = self.facts(*output) else { return Ok(()) };
+        let scale_axis = scale_axis(node, shape.len())?;
         let mut inputs = Vec::new();
-        for value in &node.inputs {
+        for (index, value) in node.inputs.iter().enumerate() {
             inputs.push(match value {
                 Some(v) => {
-                    let source = self.fixed(*v)?;
+                    let mut source = self.fixed(*v)?;
+                    if let Some(axis) = scale_axis.filter(|_| index > 0 && source.layout.len() > 1) {
+                        source.layout = source.layout.along(axis, shape.len());
+                    }
+                    // One number may be a vector of one, also beside a scalar.
+                    if source.layout.shape.len() > shape.len() {
+                        source.layout = Layout { offset: source.layout.offset, ..Layout::contiguous(&[]) };
+                    }
                     Some(Static { layout: source.layout.broadcast_to(&shape), ..source })
                 }
                 None => None,
@@ -507,9 +515,15 @@ impl<'g> Lowering<'g> {
     pub(crate) fn finish(&mut self, node: &Node) {
         self.read_all(node);
     }
+}
 
-    /// The kind of numbers that a program sees in a value.
-    pub(crate) fn kind(dtype: DType) -> Kind {
-        if dtype == DType::Bool { Kind::Bool } else { Kind::F32 }
+/// The axis of the first input that a vector of scales or zero points lies along, of an operator that has such.
+fn scale_axis(node: &Node, rank: usize) -> Result<Option<usize>, OpError> {
+    if !node.domain.is_empty() || !matches!(node.op.as_str(), "QuantizeLinear" | "DequantizeLinear") {
+        return Ok(None);
     }
+    if rank <= 1 {
+        return Ok((rank == 1).then_some(0));
+    }
+    resolve_axis(node.attributes.int("axis", 1)?, rank).map(Some)
 }

@@ -3,6 +3,7 @@
 use updraft_graph::{DType, OpError, UPDRAFT_DOMAIN};
 
 use crate::cpu::build::Build;
+use crate::cpu::convert::Kind;
 use crate::cpu::elementwise::Op;
 
 /// An argument of an operation.
@@ -22,9 +23,16 @@ pub(crate) type Operations = Vec<(Op, Vec<Argument>)>;
 use Argument::{Input, Number, Result as Made};
 
 /// The operations that compute a node, the last of which makes its output; `None` where it is not elementwise, or of
-/// types other than `f32` and `bool`.
+/// types that programs do not know.
 pub(crate) fn operations(cx: &Build) -> Result<Option<Operations>, OpError> {
     let node = cx.view.node;
+    if node.domain.is_empty() && matches!(node.op.as_str(), "QuantizeLinear" | "DequantizeLinear") {
+        return quantization(cx);
+    }
+    if node.domain.is_empty() && node.op == "Cast" && cx.outputs.iter().flatten().all(|(d, _)| *d == DType::F32) {
+        let is_known = cx.dtype(0).and_then(Kind::of).is_some();
+        return Ok(is_known.then(|| vec![(Op::Copy, vec![Input(0)])]));
+    }
     let known = |dtype: DType| matches!(dtype, DType::F32 | DType::Bool);
     let [Some((out, _))] = cx.outputs.as_slice() else { return Ok(None) };
     if !known(*out)
@@ -63,7 +71,6 @@ pub(crate) fn operations(cx: &Build) -> Result<Option<Operations>, OpError> {
         "Where" if *out == DType::F32 || *out == DType::Bool => {
             Ok(Some(vec![(Op::Where, vec![Input(0), Input(1), Input(2)])]))
         }
-        "Cast" if *out == DType::F32 => one(Op::Copy),
         "Cast" => Ok(Some(vec![(Op::Equal, vec![Input(0), Number(0.0)]), (Op::Not, vec![Made(0)])])),
         _ if !floats => Ok(None),
         "Neg" => one(Op::Neg),
@@ -153,4 +160,36 @@ pub(crate) fn operations(cx: &Build) -> Result<Option<Operations>, OpError> {
         }
         _ => Ok(None),
     }
+}
+
+/// QuantizeLinear and DequantizeLinear with scales of `f32`: one for all, or one for each index along an axis.
+fn quantization(cx: &Build) -> Result<Option<Operations>, OpError> {
+    let attributes = cx.attributes();
+    let [Some((out, _))] = cx.outputs.as_slice() else { return Ok(None) };
+    let (Some(from), Some(zero)) = (cx.dtype(0), cx.dtype(2).or(Some(DType::U8))) else { return Ok(None) };
+    let precision = attributes.int("precision", 0)?;
+    if cx.dtype(1) != Some(DType::F32) || attributes.int("block_size", 0)? != 0 || !matches!(precision, 0 | 1) {
+        return Ok(None);
+    }
+    let has_zero = cx.input(2).is_some();
+    if cx.view.node.op == "QuantizeLinear" {
+        let limits = updraft_graph::op::quant::code_range(*out).filter(|_| Kind::of(*out).is_some());
+        let Some((low, high)) = limits.filter(|_| from == DType::F32 && (!has_zero || zero == *out)) else {
+            return Ok(None);
+        };
+        let zero = if has_zero { Input(2) } else { Number(0.0) };
+        let code = Op::Code { low: low as f32, high: high as f32 };
+        return Ok(Some(vec![(Op::Div, vec![Input(0), Input(1)]), (code, vec![Made(0), zero])]));
+    }
+    let is_integer = from != DType::F32 && from != DType::Bool && Kind::of(from).is_some();
+    if *out != DType::F32 || !is_integer || (has_zero && zero != from) {
+        return Ok(None);
+    }
+    let is_zero = |t: &updraft_graph::Tensor| t.bytes().iter().all(|b| *b == 0);
+    if !has_zero || cx.constant(2).is_some_and(is_zero) {
+        return Ok(Some(vec![(Op::Mul, vec![Input(0), Input(1)])]));
+    }
+    // Numbers of 32 bits are not exact before the zero point is taken off.
+    Ok((from != DType::I32)
+        .then(|| vec![(Op::Sub, vec![Input(0), Input(2)]), (Op::Mul, vec![Made(0), Input(1)])]))
 }

@@ -35,6 +35,7 @@ mod arena;
 mod batch_norm;
 mod build;
 mod conv;
+mod convert;
 mod copy;
 mod dropout;
 mod elementwise;
