@@ -35,7 +35,10 @@ fn fold_constants(graph: &mut Graph, report: &mut Report) -> Result<(), PassErro
         let node = graph.node(id);
         // Weights are kept as codes for the sake of their size, and of kernels that compute with them.
         let holds_codes = node.op == "DequantizeLinear" && node.domain.is_empty();
-        let foldable = node.inputs.iter().flatten().all(|v| is_constant(graph, *v))
+        // Codes of weights are a fraction of the floats that they stand for, and engines compute with them.
+        let is_codes = node.op == "DequantizeLinear" && node.domain.is_empty();
+        let foldable = !is_codes
+            && node.inputs.iter().flatten().all(|v| is_constant(graph, *v))
             && !holds_codes
             && !has_subgraph(node)
             && !is_random(node)

@@ -77,16 +77,16 @@ struct Concat {
 pub(crate) fn concat(cx: &mut Build) -> Result<Option<Built>, OpError> {
     let Some(Some((dtype, shape))) = cx.outputs.first().cloned() else { return Ok(None) };
     let axis = resolve_axis(cx.attributes().int("axis", 0)?, shape.len())?;
-    let element_bytes = dtype.size_in_memory();
+    let layouts: Option<Vec<Layout>> = (0..cx.inputs.len()).map(|index| cx.strided(index)).collect();
+    Ok(layouts.map(|layouts| concat_layouts(&layouts, &shape, axis, dtype.size_in_memory())))
+}
+
+/// The kernel that puts inputs of these layouts side by side in a contiguous output.
+pub(crate) fn concat_layouts(layouts: &[Layout], shape: &[usize], axis: usize, element_bytes: usize) -> Built {
     let inner: usize = shape[axis + 1..].iter().product();
-    let mut parts = Vec::new();
-    for index in 0..cx.inputs.len() {
-        let Some(layout) = cx.strided(index) else { return Ok(None) };
-        let row = layout.shape[axis] * inner * element_bytes;
-        parts.push((Gather::new(&layout, element_bytes), row));
-    }
+    let part = |layout: &Layout| (Gather::new(layout, element_bytes), layout.shape[axis] * inner * element_bytes);
     let row_bytes = shape[axis] * inner * element_bytes;
-    Ok(Some(Built::whole(Concat { parts, row_bytes, element_bytes })))
+    Built::whole(Concat { parts: layouts.iter().map(part).collect(), row_bytes, element_bytes })
 }
 
 impl Kernel for Concat {

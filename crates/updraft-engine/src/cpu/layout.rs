@@ -19,6 +19,47 @@ impl Layout {
         Layout { shape: shape.to_vec(), strides: strides(shape), offset: 0 }
     }
 
+    /// Without gaps, `[batch, spatial..., channels]` in memory for a value `[batch, channels, spatial...]`.
+    pub(crate) fn channels_last(shape: &[usize]) -> Layout {
+        if shape.len() < 3 {
+            return Layout::contiguous(shape);
+        }
+        let mut order: Vec<usize> = (0..shape.len()).collect();
+        order.remove(1);
+        order.push(1);
+        Layout::ordered(shape, &order)
+    }
+
+    /// Without gaps, with axes in this order in memory.
+    fn ordered(shape: &[usize], order: &[usize]) -> Layout {
+        let inner: Vec<usize> = order.iter().map(|axis| shape[*axis]).collect();
+        let mut out = Layout::contiguous(shape);
+        for (axis, stride) in order.iter().zip(strides(&inner)) {
+            out.strides[*axis] = stride;
+        }
+        out
+    }
+
+    /// The axes in the order in which they lie in memory, outermost first.
+    pub(crate) fn storage_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.shape.len()).collect();
+        order.sort_by_key(|axis| std::cmp::Reverse(self.strides[*axis]));
+        order
+    }
+
+    /// The same order of axes from the start of a storage, where elements lie without gaps.
+    pub(crate) fn dense(&self) -> Option<Layout> {
+        let order = self.storage_order();
+        self.permuted(&order).is_contiguous().then(|| Layout::ordered(&self.shape, &order))
+    }
+
+    /// Whether elements are as far apart as in another layout of this shape; axes of size 1 may have any stride.
+    pub(crate) fn is_like(&self, other: &Layout) -> bool {
+        self.shape == other.shape
+            && (self.shape.contains(&0)
+                || (0..self.shape.len()).all(|axis| self.shape[axis] == 1 || self.strides[axis] == other.strides[axis]))
+    }
+
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()

@@ -7,7 +7,7 @@
 
 mod emit;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use updraft_graph::op::{OpView, resolve_axis};
 use updraft_graph::tensor::element_count;
@@ -21,6 +21,8 @@ use crate::cpu::elementwise::Op;
 use crate::cpu::group::{Group, Member, Work};
 use crate::cpu::layout::Layout;
 use crate::cpu::map::{self, Argument};
+use crate::cpu::quantized::{self, recognize::IntegerStep};
+use crate::cpu::shapes::fold_nodes;
 use crate::cpu::step::{Place, Plan, Reference, Span, Step, StepRun, Storage, StorageId, Whole};
 use crate::cpu::view;
 
@@ -56,11 +58,13 @@ pub(crate) struct Sources<'a> {
 }
 
 /// The steps of a graph made by [`shapes::concrete`](crate::cpu::shapes::concrete).
-pub(crate) fn lower(graph: Graph, sources: &Sources) -> Result<Plan, EngineError> {
+pub(crate) fn lower(mut graph: Graph, sources: &Sources) -> Result<Plan, EngineError> {
+    let integer_steps = find_integer_steps(&mut graph, sources)?;
+    let (order, uses) = count_uses(&graph, sources, &integer_steps)?;
     let mut cx = Lowering {
         graph: &graph,
         slots: vec![None; graph.value_count()],
-        uses: vec![0; graph.value_count()],
+        uses,
         storages: Vec::new(),
         remaining: Vec::new(),
         group_of: HashMap::new(),
@@ -69,8 +73,8 @@ pub(crate) fn lower(graph: Graph, sources: &Sources) -> Result<Plan, EngineError
         numbers: HashMap::new(),
         absorbed: vec![false; graph.value_count()],
         fused_convs: HashMap::new(),
+        integer_steps,
     };
-    let order = cx.count_uses(sources)?;
     for (index, value) in sources.inputs.iter().enumerate() {
         cx.add_source(*value, Place::Input(index));
     }
@@ -143,28 +147,66 @@ pub(crate) struct Lowering<'g> {
     absorbed: Vec<bool>,
     /// By their last node.
     fused_convs: HashMap<NodeId, FusedConv>,
+    /// By their last node.
+    integer_steps: HashMap<NodeId, IntegerStep>,
+}
+
+/// Values that are read from outside, once for each time.
+fn ends<'a>(sources: &'a Sources) -> impl Iterator<Item = ValueId> + 'a {
+    sources.outputs.iter().chain(sources.states.iter().map(|(_, next)| next)).copied()
+}
+
+/// Finds what is computed in integers, and folds the constants of everything else.
+fn find_integer_steps(graph: &mut Graph, sources: &Sources) -> Result<HashMap<NodeId, IntegerStep>, EngineError> {
+    if !quantized::recognize::has_codes(graph) {
+        return Ok(HashMap::new());
+    }
+    let mut kept: HashSet<ValueId> = ends(sources).collect();
+    let mut captured = Vec::new();
+    graph.nodes().for_each(|(_, node)| graph.collect_captures(node, &mut captured));
+    kept.extend(captured);
+    quantized::rewrite(graph, &kept)?;
+    let (mut moved, _) = count_uses(graph, sources, &HashMap::new())?;
+    moved.retain(|id| graph.node(*id).op != "DequantizeLinear");
+    fold_nodes(graph, &moved)?;
+    let (order, uses) = count_uses(graph, sources, &HashMap::new())?;
+    let steps = quantized::recognize::find(graph, &order, &uses);
+    let (mut others, _) = count_uses(graph, sources, &steps)?;
+    others.retain(|id| !steps.contains_key(id));
+    fold_nodes(graph, &others)?;
+    Ok(steps)
+}
+
+/// Nodes that the outputs need, in execution order, with how often each value is read; of steps in integers the last
+/// node stands for all.
+fn count_uses(
+    graph: &Graph,
+    sources: &Sources,
+    steps: &HashMap<NodeId, IntegerStep>,
+) -> Result<(Vec<NodeId>, Vec<usize>), EngineError> {
+    let mut uses = vec![0; graph.value_count()];
+    let mut kept = Vec::new();
+    ends(sources).for_each(|v| uses[v.index()] += 1);
+    for id in graph.order()?.into_iter().rev() {
+        let node = graph.node(id);
+        if !node.outputs.iter().flatten().any(|v| uses[v.index()] > 0) {
+            continue;
+        }
+        match steps.get(&id) {
+            Some(step) => step.operands().iter().for_each(|v| uses[v.index()] += 1),
+            None => {
+                let mut read: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+                graph.collect_captures(node, &mut read);
+                read.iter().for_each(|v| uses[v.index()] += 1);
+            }
+        }
+        kept.push(id);
+    }
+    kept.reverse();
+    Ok((kept, uses))
 }
 
 impl<'g> Lowering<'g> {
-    /// Nodes that the outputs need, in execution order, with how often each value is read.
-    fn count_uses(&mut self, sources: &Sources) -> Result<Vec<NodeId>, EngineError> {
-        let graph = self.graph;
-        let mut kept = Vec::new();
-        let ends = sources.outputs.iter().chain(sources.states.iter().map(|(_, next)| next));
-        ends.for_each(|v| self.uses[v.index()] += 1);
-        for id in graph.order()?.into_iter().rev() {
-            let node = graph.node(id);
-            if node.outputs.iter().flatten().any(|v| self.uses[v.index()] > 0) {
-                let mut read: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
-                graph.collect_captures(node, &mut read);
-                read.iter().for_each(|v| self.uses[v.index()] += 1);
-                kept.push(id);
-            }
-        }
-        kept.reverse();
-        Ok(kept)
-    }
-
     fn add_storage(&mut self, bytes: usize, place: Place) -> StorageId {
         self.storages.push(Storage { bytes, place });
         self.remaining.push(0);
@@ -228,7 +270,7 @@ impl<'g> Lowering<'g> {
     }
 
     /// New memory for an output.
-    fn make(&mut self, value: ValueId, dtype: DType, layout: Layout) -> Static {
+    pub(crate) fn make(&mut self, value: ValueId, dtype: DType, layout: Layout) -> Static {
         let made = self.make_unnamed(dtype, layout);
         self.set_slot(value, Slot::Static(made.clone()));
         made
@@ -243,6 +285,9 @@ impl<'g> Lowering<'g> {
         let node = self.graph.node(id);
         if node.outputs.iter().flatten().any(|v| self.absorbed[v.index()]) {
             return Ok(());
+        }
+        if let Some(step) = self.integer_steps.remove(&id) {
+            return quantized::lower::lower(self, &step);
         }
         if let Some(fused) = self.fused_convs.remove(&id) {
             return conv::fuse::lower(self, id, &fused);
@@ -281,6 +326,9 @@ impl<'g> Lowering<'g> {
                 Slot::Static(Static { layout: Layout { offset: source.layout.offset, ..layout }, ..source }),
             );
             self.read_all(node);
+            return Ok(());
+        }
+        if quantized::lower::lower_moves(self, &cx)? {
             return Ok(());
         }
         if let Some(operations) = map::operations(&cx)? {
@@ -322,19 +370,28 @@ impl<'g> Lowering<'g> {
 
     /// The value as contiguous memory, moved there if needed; later readers find it there too.
     fn contiguous(&mut self, value: ValueId) -> Result<Static, OpError> {
+        let layout = Layout::contiguous(&self.fixed(value)?.layout.shape);
+        self.arranged(value, &layout)
+    }
+
+    /// The value in memory of a layout without gaps, moved there if needed; later readers find it there too.
+    pub(crate) fn arranged(&mut self, value: ValueId, layout: &Layout) -> Result<Static, OpError> {
         let source = self.fixed(value)?;
-        if source.layout.is_contiguous() {
+        if source.layout.is_like(layout) {
             return Ok(source);
         }
-        let layout = Layout::contiguous(&source.layout.shape);
-        let made = self.make_unnamed(source.dtype, layout);
+        let made = self.make_unnamed(source.dtype, layout.clone());
         self.copy(&source, &made);
         self.remaining[source.storage] -= self.uses[value.index()];
         self.set_slot(value, Slot::Static(made.clone()));
         Ok(made)
     }
 
+    /// Copies in the order of the destination, which has no gaps.
     fn copy(&mut self, source: &Static, made: &Static) {
+        let order = made.layout.storage_order();
+        let seen = |value: &Static| Static { layout: value.layout.permuted(&order), ..value.clone() };
+        let (source, made) = (&seen(source), &seen(made));
         if source.dtype == DType::F32 {
             let member = Member {
                 label: String::new(),
@@ -439,8 +496,19 @@ impl<'g> Lowering<'g> {
                 None => None,
             });
         }
-        let made = self.make(*output, dtype, Layout::contiguous(&shape));
-        self.add_map(node.label(self.graph), node.op.clone(), inputs, made, operations);
+        let last = Layout::channels_last(&shape);
+        let keeps = |input: &Static| input.layout.is_like(&last) && !input.layout.is_contiguous();
+        if !inputs.iter().flatten().any(keeps) {
+            let made = self.make(*output, dtype, Layout::contiguous(&shape));
+            self.add_map(node.label(self.graph), node.op.clone(), inputs, made, operations);
+        } else {
+            // Channels stay last: the program visits elements in the order of memory.
+            let order = last.storage_order();
+            let seen = |value: Static| Static { layout: value.layout.permuted(&order), ..value };
+            let inputs = inputs.into_iter().map(|input| input.map(seen)).collect();
+            let made = seen(self.make(*output, dtype, last));
+            self.add_map(node.label(self.graph), node.op.clone(), inputs, made, operations);
+        }
         self.read_all(node);
         Ok(())
     }
@@ -487,6 +555,16 @@ impl<'g> Lowering<'g> {
 
     pub(crate) fn static_input(&mut self, value: ValueId) -> Result<Static, OpError> {
         self.fixed(value)
+    }
+
+    /// The known shape of a value.
+    pub(crate) fn shape(&self, value: ValueId) -> Vec<usize> {
+        self.graph.known_shape(value).unwrap_or_default()
+    }
+
+    /// One read less of each of these values is to come.
+    pub(crate) fn read_each(&mut self, values: &[ValueId]) {
+        values.iter().for_each(|v| self.read(*v));
     }
 
     pub(crate) fn made(&mut self, value: ValueId, layout: Layout) -> Static {

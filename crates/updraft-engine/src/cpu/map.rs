@@ -190,6 +190,5 @@ fn quantization(cx: &Build) -> Result<Option<Operations>, OpError> {
         return Ok(Some(vec![(Op::Mul, vec![Input(0), Input(1)])]));
     }
     // Numbers of 32 bits are not exact before the zero point is taken off.
-    Ok((from != DType::I32)
-        .then(|| vec![(Op::Sub, vec![Input(0), Input(2)]), (Op::Mul, vec![Made(0), Input(1)])]))
+    Ok((from != DType::I32).then(|| vec![(Op::Sub, vec![Input(0), Input(2)]), (Op::Mul, vec![Made(0), Input(1)])]))
 }

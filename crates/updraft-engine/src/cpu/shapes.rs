@@ -8,6 +8,7 @@ use updraft_graph::infer::infer_node;
 use updraft_graph::{Attribute, DType, Dim, Graph, Node, NodeId, Tensor, ValueId, ValueType};
 
 use crate::EngineError;
+use crate::cpu::quantized;
 
 /// Larger results of constants are computed in each run instead of being kept: reference evaluation is slow, and
 /// stretching a constant multiplies it.
@@ -28,14 +29,32 @@ pub(crate) fn concrete(graph: &Graph, variable: &HashMap<ValueId, (DType, Vec<us
         let label = out.node(id).label(&out);
         let refuse = |e: updraft_graph::OpError| EngineError::Node { node: label.clone(), message: e.to_string() };
         infer_node(&mut out, id).map_err(refuse)?;
-        fold(&mut out, id).map_err(refuse)?;
+        // Codes of weights stay codes until it is known who computes with them.
+        if out.node(id).op != "DequantizeLinear" {
+            fold(&mut out, id).map_err(refuse)?;
+        }
     }
     Ok(out)
+}
+
+/// Folds those of these nodes, in execution order, that depend on constants only.
+pub(crate) fn fold_nodes(graph: &mut Graph, nodes: &[NodeId]) -> Result<(), EngineError> {
+    for id in nodes {
+        let label = graph.node(*id).label(graph);
+        fold(graph, *id).map_err(|e| EngineError::Node { node: label, message: e.to_string() })?;
+    }
+    Ok(())
 }
 
 fn fold(graph: &mut Graph, id: NodeId) -> Result<(), updraft_graph::OpError> {
     let node = graph.node(id);
     if !is_pure(node) || node.outputs.is_empty() {
+        return Ok(());
+    }
+    if let Some(tensor) = quantized::dequantized(graph, id) {
+        if let Some(Some(value)) = graph.remove_node(id).and_then(|node| node.outputs.first().copied()) {
+            graph.set_constant(value, Some(tensor));
+        }
         return Ok(());
     }
     let known: Option<Vec<Tensor>> = node.outputs.iter().flatten().map(|v| content(graph, *v)).collect();

@@ -12,7 +12,7 @@ const SCRATCH_MAX: usize = 1 << 28;
 
 impl ConvGeometry {
     /// Of a convolution with up to three spatial axes and some work to do.
-    fn of(shape: &ConvShape) -> Option<ConvGeometry> {
+    pub(crate) fn of(shape: &ConvShape) -> Option<ConvGeometry> {
         let window = &shape.window;
         let rank = window.input.len();
         if !(1..=3).contains(&rank) || shape.output().contains(&0) || shape.input().contains(&0) {

@@ -54,7 +54,9 @@ pub(super) fn is_op(node: &Node, op: &str) -> bool {
 
 /// The scale and zero point of a node, where they are constants of one number.
 fn affine(graph: &Graph, node: &Node, dtype: DType) -> Option<Affine> {
-    if !matches!(dtype, DType::U8 | DType::I8 | DType::U16 | DType::I16) || node.attributes.int("block_size", 0) != Ok(0) {
+    if !matches!(dtype, DType::U8 | DType::I8 | DType::U16 | DType::I16)
+        || node.attributes.int("block_size", 0) != Ok(0)
+    {
         return None;
     }
     let one = |index: usize| {
@@ -139,11 +141,7 @@ pub(super) fn weights(
 }
 
 /// Whether constant codes are signed bytes, and their zero points: one, or one for each channel.
-pub(super) fn integer_weights(
-    graph: &Graph,
-    codes: ValueId,
-    zero_points: Option<ValueId>,
-) -> Option<(bool, Vec<i32>)> {
+pub(super) fn integer_weights(graph: &Graph, codes: ValueId, zero_points: Option<ValueId>) -> Option<(bool, Vec<i32>)> {
     let tensor = graph.value(codes).constant()?;
     let signed = match tensor.dtype() {
         DType::I8 => true,

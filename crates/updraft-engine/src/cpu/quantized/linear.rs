@@ -3,6 +3,7 @@
 use updraft_graph::{DType, Graph, Node, NodeId, ValueId};
 
 use super::affine::{Affine, WeightCodes, codes_behind, integer_weights, is_op, quantized_by, weights, weights_behind};
+use super::lower::geometry;
 use super::recognize::{IntegerStep, Scope, Work, constant_floats};
 use super::{Bytes, Finish, Requantize, Residual, Rounded, WeightOrder};
 
@@ -11,14 +12,12 @@ pub(super) struct Linear {
     /// The node with the attributes.
     pub(super) node: NodeId,
     pub(super) form: Form,
-    /// The first operand's bytes. Operands are: input, then as listed in `slots`.
+    /// The bytes of operand 0. Others are a residual, or what [`Dynamic`] lists.
     pub(super) input: Bytes,
-    /// Index of the weights in the node's inputs.
     pub(super) weights: WeightCodes,
     /// In units of the sums; empty or one for each output channel.
     pub(super) bias: Vec<i32>,
     pub(super) finish: Finish,
-    /// Whether operands 1 and 2 are the input's zero point and its scale, known at run time only.
     pub(super) dynamic: Dynamic,
 }
 
@@ -28,7 +27,7 @@ pub(super) enum Form {
     Product(WeightOrder),
 }
 
-/// Facts about the input that are operands.
+/// Facts about the input that are known at run time only: the numbers of the operands that they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Dynamic {
     pub(super) zero_point: Option<usize>,
@@ -55,9 +54,14 @@ fn input(node: &Node, index: usize) -> Option<ValueId> {
 
 /// The form of a node with weights of this shape, and the axis of the weights' output channels.
 fn form(graph: &Graph, node: &Node, weights: ValueId) -> Option<(Form, usize)> {
-    let rank = graph.known_shape(weights)?.len();
+    let shape = graph.known_shape(weights)?;
+    let output = graph.known_shape(node.outputs.first().copied()??)?;
+    let from = graph.known_shape(input(node, 0)?)?;
+    if output.contains(&0) || from.contains(&0) || from.is_empty() {
+        return None;
+    }
     match node.op.as_str() {
-        "Conv" | "QLinearConv" | "ConvInteger" => Some((Form::Conv, 0)),
+        "Conv" | "QLinearConv" | "ConvInteger" => geometry(node, &from, &shape).map(|_| (Form::Conv, 0)),
         "Gemm" => {
             let plain = node.attributes.int("transA", 0) == Ok(0)
                 && node.attributes.float("alpha", 1.0) == Ok(1.0)
@@ -67,7 +71,7 @@ fn form(graph: &Graph, node: &Node, weights: ValueId) -> Option<(Form, usize)> {
                 _ => Some((Form::Product(WeightOrder::ColumnsFirst), 0)),
             }
         }
-        _ => (rank == 2).then_some((Form::Product(WeightOrder::DepthFirst), 1)),
+        _ => (shape.len() == 2).then_some((Form::Product(WeightOrder::DepthFirst), 1)),
     }
 }
 
@@ -91,7 +95,10 @@ impl Chain {
         let axis = if form == Form::Conv { 1 } else { rank.wrapping_sub(1) };
         let lead = rank.wrapping_sub(shape.len());
         let along = shape.iter().enumerate().all(|(i, size)| *size == 1 || (i + lead == axis && *size == channels));
-        if rank == 0 || !along || self.bias.is_some() || scope.graph.known_shape(self.value).map(|s| s.len()) != Some(rank)
+        if rank == 0
+            || !along
+            || self.bias.is_some()
+            || scope.graph.known_shape(self.value).map(|s| s.len()) != Some(rank)
         {
             return;
         }
@@ -119,7 +126,8 @@ fn float_product(scope: &Scope, id: NodeId, node: &Node) -> Option<IntegerStep> 
     let addend = if node.op == "MatMul" { None } else { input(node, 2) };
     if let Some(value) = addend {
         let shape = graph.known_shape(value)?;
-        let fits = shape.iter().rev().skip(1).all(|n| *n == 1) && shape.last().is_none_or(|n| *n == 1 || *n == channels);
+        let fits =
+            shape.iter().rev().skip(1).all(|n| *n == 1) && shape.last().is_none_or(|n| *n == 1 || *n == channels);
         let bias = constant_floats(graph, value).filter(|_| fits)?;
         chain.bias = Some(if bias.len() == 1 { vec![bias[0]; channels] } else { bias });
     } else {
@@ -128,7 +136,8 @@ fn float_product(scope: &Scope, id: NodeId, node: &Node) -> Option<IntegerStep> 
     let mut operands = vec![x];
     let (finish, bias) = match requantized(scope, &mut chain, &units, &mut operands) {
         Some(requantize) => {
-            let bias = chain.bias.as_ref().map_or(Some(Vec::new()), |b| whole_bias(b, &units, &requantize.multipliers))?;
+            let bias =
+                chain.bias.as_ref().map_or(Some(Vec::new()), |b| whole_bias(b, &units, &requantize.multipliers))?;
             (Finish::Requantize(requantize), bias)
         }
         None => (Finish::Dequantize { multipliers: units, bias: chain.bias.unwrap_or_default() }, Vec::new()),
@@ -154,12 +163,7 @@ fn whole_bias(bias: &[f32], units: &[f32], multipliers: &[f32]) -> Option<Vec<i3
 }
 
 /// Takes in what follows up to a QuantizeLinear; nothing where there is none.
-fn requantized(
-    scope: &Scope,
-    chain: &mut Chain,
-    units: &[f32],
-    operands: &mut Vec<ValueId>,
-) -> Option<Requantize> {
+fn requantized(scope: &Scope, chain: &mut Chain, units: &[f32], operands: &mut Vec<ValueId>) -> Option<Requantize> {
     let graph = scope.graph;
     let shape = graph.known_shape(chain.value)?;
     if let Some(made) = summed(scope, chain.value, &shape, units) {
@@ -227,6 +231,7 @@ fn quantization(scope: &Scope, value: ValueId) -> Option<End> {
 struct Sum {
     nodes: Vec<NodeId>,
     value: ValueId,
+    scale: f32,
     residual: ValueId,
     requantize: Requantize,
 }
@@ -252,7 +257,7 @@ fn summed(scope: &Scope, value: ValueId, shape: &[usize], units: &[f32]) -> Opti
         residual: Some(Residual { bytes, multiplier: affine.scale / scale, rounded: None }),
     };
     let nodes = std::iter::once(reader).chain(end.nodes).collect();
-    Some(Sum { nodes, value: end.codes, residual, requantize })
+    Some(Sum { nodes, value: end.codes, scale, residual, requantize })
 }
 
 /// The same for a value that was rounded to codes of its own first, `value` being what those stand for.
@@ -262,12 +267,11 @@ fn rounded_sum(scope: &Scope, value: ValueId, first: &End, shape: &[usize], unit
     let (dequantize, _) = graph.value(value).producer()?;
     sum.nodes.insert(0, dequantize);
     let zero = first.affine.zero_point;
-    let end = quantization(scope, graph.node(sum.nodes[1]).outputs.first().copied()??)?;
     let residual = sum.requantize.residual.as_mut()?;
     residual.rounded = Some(Rounded {
         min: first.limits.0 - zero,
         max: first.limits.1 - zero,
-        multiplier: first.affine.scale / end.affine.scale,
+        multiplier: first.affine.scale / sum.scale,
     });
     sum.requantize.multipliers = units.iter().map(|u| u / first.affine.scale).collect();
     Some(sum)
@@ -345,8 +349,15 @@ fn integer_product(scope: &Scope, id: NodeId, node: &Node) -> Option<IntegerStep
     let weights = |scales: Vec<f32>| WeightCodes { codes, signed, scales, zero_points };
     let mut chain = Chain { nodes: vec![id], bias: None, value: output };
     let Some(scales) = scaled(scope, &mut chain, form, channels) else {
-        let linear =
-            Linear { node: id, form, input: bytes, weights: weights(vec![1.0]), bias: Vec::new(), finish: Finish::Sums, dynamic };
+        let linear = Linear {
+            node: id,
+            form,
+            input: bytes,
+            weights: weights(vec![1.0]),
+            bias: Vec::new(),
+            finish: Finish::Sums,
+            dynamic,
+        };
         return Some(IntegerStep { nodes: vec![id], operands, output, work: Work::Linear(Box::new(linear)) });
     };
     chain.add_bias(scope, form, channels);

@@ -6,24 +6,37 @@
 //! (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018).
 //! Integers make results equal to the last bit for every instruction set and number of threads.
 //!
+//! `recognize` finds what becomes a step in integers, after `moves` has let operators that only move elements work on
+//! codes; `lower` puts the steps into the plan.
+//!
 //! [`QuantizedConv`] and [`QuantizedProduct`] are plans for one shape with constant weights, [`ActivationProduct`] for two
 //! activations; [`Finish`] says what becomes of the sums.
 
 use updraft_graph::OpError;
 
 mod activation_product;
+mod affine;
+mod bytes;
+mod constant;
 mod conv;
 mod dense;
 mod depthwise;
 mod dot;
 mod finish;
 mod lanes;
+mod linear;
+pub(super) mod lower;
+mod moves;
 mod panel;
 mod product;
+pub(super) mod recognize;
 mod transpose;
+mod unary;
 
 pub(crate) use self::activation_product::{ActivationMatrix, ActivationProduct};
+pub(super) use self::constant::dequantized;
 pub(crate) use self::conv::QuantizedConv;
+pub(super) use self::moves::rewrite;
 pub(crate) use self::product::{QuantizedProduct, WeightOrder};
 
 /// In which order the axes of an activation lie in memory.

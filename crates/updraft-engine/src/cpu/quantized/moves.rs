@@ -7,12 +7,12 @@
 use std::collections::HashSet;
 
 use updraft_graph::dim::dims;
-use updraft_graph::{Attributes, DType, Graph, GraphError, Node, NodeId, Tensor, ValueId, ValueType};
+use updraft_graph::{Attributes, DType, Graph, GraphError, Node, NodeId, ValueId, ValueType};
 
-use super::affine::{Affine, codes_behind, is_op, quantized_by};
+use super::affine::{codes_behind, is_op, quantized_by};
 
 /// Rewrites a graph of concrete shapes. Values in `ends` are read from outside and keep their meaning.
-pub(super) fn rewrite(graph: &mut Graph, ends: &HashSet<ValueId>) -> Result<(), GraphError> {
+pub(in crate::cpu) fn rewrite(graph: &mut Graph, ends: &HashSet<ValueId>) -> Result<(), GraphError> {
     for id in quantizing(graph)? {
         raise(graph, id, ends)?;
     }

@@ -10,7 +10,9 @@ use std::collections::{HashMap, HashSet};
 use updraft_graph::{DType, Graph, Node, NodeId, ValueId};
 
 use super::affine::{Affine, codes_behind, is_op, quantized_by};
+use super::bytes::PoolBytes;
 use super::linear::{self, Linear};
+use super::lower::windows_of;
 use super::unary;
 
 /// A step in integers, computed where the last of its nodes stands.
@@ -160,6 +162,11 @@ impl Scope<'_> {
         };
         if is_op(node, "GlobalAveragePool") || is_op(node, "AveragePool") {
             let (codes, input) = bytes(0)?;
+            let shape = self.graph.known_shape(codes).filter(|s| (3..=5).contains(&s.len()) && !s.contains(&0))?;
+            let (window, _) = windows_of(node, &shape).ok()?;
+            if !PoolBytes::covers(&window) {
+                return None;
+            }
             let work = Work::AveragePool(made, input, output);
             return (limits == output.limits()).then_some(IntegerStep {
                 nodes,
@@ -176,7 +183,8 @@ impl Scope<'_> {
         };
         let ((a, first), (b, second)) = (bytes(0)?, bytes(1)?);
         let shape = |v: ValueId| self.graph.known_shape(v);
-        let is_alike = node.domain.is_empty() && shape(a).is_some() && shape(a) == shape(b) && shape(a) == shape(written);
+        let is_alike =
+            node.domain.is_empty() && shape(a).is_some() && shape(a) == shape(b) && shape(a) == shape(written);
         let work = Work::Binary(Binary { op, inputs: [first, second], output, limits });
         is_alike.then_some(IntegerStep { nodes, operands: vec![a, b], output: written, work })
     }
