@@ -83,13 +83,36 @@ pub struct Observer {
     scratch: Vec<Scratch>,
 }
 
-/// An input of the network.
-struct Input {
-    name: String,
+/// An input of a network that data must give.
+pub(crate) struct Input {
+    pub(crate) name: String,
     /// Whether any number of samples fits.
     is_open: bool,
     /// Its elements, where they are to be watched.
     histogram: Option<Histogram>,
+}
+
+impl Input {
+    pub(crate) fn all(graph: &Graph) -> Vec<Input> {
+        let open = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
+        open.map(|v| Input {
+            name: graph.value(*v).name.clone(),
+            is_open: graph.shape(*v).and_then(|s| s.first()).is_some_and(|d| d.known().is_none()),
+            histogram: None,
+        })
+        .collect()
+    }
+
+    /// The tensor that a batch has for the input, without padding where any number of samples fits.
+    pub(crate) fn of(&self, batch: &Batch) -> Result<Tensor, CompressError> {
+        let found = batch.tensors.iter().find(|(name, _)| *name == self.name);
+        let (_, tensor) = found.ok_or_else(|| missing(&self.name, batch))?;
+        let tensor = if self.is_open { first_rows(tensor, batch.samples.len())? } else { tensor.clone() };
+        if tensor.dtype() == DType::F32 {
+            check_finite(&self.name, &tensor, batch)?;
+        }
+        Ok(tensor)
+    }
 }
 
 impl Observer {
@@ -117,13 +140,11 @@ impl Observer {
                 made.push((name.clone(), Histogram::default()));
             }
         }
-        let open = graph.inputs().iter().filter(|v| graph.value(**v).constant().is_none());
-        let inputs = open.map(|v| Input {
-            name: graph.value(*v).name.clone(),
-            is_open: graph.shape(*v).and_then(|s| s.first()).is_some_and(|d| d.known().is_none()),
-            histogram: given.contains(v).then(Histogram::default),
-        });
-        let inputs = inputs.collect();
+        let mut inputs = Input::all(graph);
+        for input in &mut inputs {
+            let is_watched = given.iter().any(|v| graph.value(*v).name == input.name);
+            input.histogram = is_watched.then(Histogram::default);
+        }
         watched.set_outputs(outputs);
         let session = match made.is_empty() {
             true => None,
@@ -137,12 +158,8 @@ impl Observer {
     pub fn observe(&mut self, batch: &Batch) -> Result<(), CompressError> {
         let mut tensors = Vec::with_capacity(self.inputs.len());
         for input in &mut self.inputs {
-            let found = batch.tensors.iter().find(|(name, _)| *name == input.name);
-            let (_, tensor) = found.ok_or_else(|| missing(&input.name, batch))?;
-            // Padding would be counted as samples; a network for one number of samples needs it.
-            let tensor = if input.is_open { first_rows(tensor, batch.samples.len())? } else { tensor.clone() };
+            let tensor = input.of(batch)?;
             if tensor.dtype() == DType::F32 {
-                check_finite(&input.name, &tensor, batch)?;
                 if let Some(histogram) = &mut input.histogram {
                     count(histogram, &mut self.scratch[0], &input.name, &tensor, batch)?;
                 }

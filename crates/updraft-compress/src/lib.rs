@@ -12,6 +12,7 @@ pub mod latency;
 pub mod layers;
 pub mod measure;
 pub mod prune;
+pub mod quantize;
 pub mod rounding;
 pub mod search;
 pub mod smoothing;

@@ -248,6 +248,17 @@ fn gemm_in_all_its_forms_keeps_a_scale_a_channel() {
 }
 
 #[test]
+fn weights_that_a_file_lists_among_its_inputs_are_weights() {
+    let x = numbers(9, &[1, 4, 6, 6]);
+    let mut listed = residual();
+    let weights: Vec<ValueId> = listed.constants().map(|(v, _)| v).collect();
+    weights.into_iter().for_each(|v| listed.push_input(v));
+    let (graph, decisions) = quantized(&listed, &Scheme::default(), &x);
+    assert_eq!(graph.inputs().len(), 1);
+    assert!(decisions.iter().all(|d| d.quantized), "{decisions:?}");
+}
+
+#[test]
 fn given_codes_of_weights_are_stored_as_they_are() {
     let x = numbers(9, &[1, 4, 6, 6]);
     let mut graph = residual();

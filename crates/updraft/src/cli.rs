@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
-use crate::verb::{bench, distill, eval, generate, infer, inspect, lineage, new, prune, run, train};
+use crate::verb::{bench, distill, eval, generate, infer, inspect, lineage, new, prune, quantize, run, train};
 
 /// Trains, evaluates and runs neural networks on ONNX models.
 ///
@@ -53,6 +53,7 @@ pub enum Verb {
     Train(train::Args),
     Distill(distill::Args),
     Prune(prune::Args),
+    Quantize(quantize::Args),
     Eval(eval::Args),
     Infer(infer::Args),
     Bench(bench::Args),
@@ -70,6 +71,7 @@ impl Verb {
             Verb::Train(args) => train::run(args, context),
             Verb::Distill(args) => distill::run(args, context),
             Verb::Prune(args) => prune::run(args, context),
+            Verb::Quantize(args) => quantize::run(args, context),
             Verb::Eval(args) => eval::run(args, context),
             Verb::Infer(args) => infer::run(args, context),
             Verb::Bench(args) => bench::run(args, context),

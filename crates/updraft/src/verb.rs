@@ -9,5 +9,6 @@ pub mod inspect;
 pub mod lineage;
 pub mod new;
 pub mod prune;
+pub mod quantize;
 pub mod run;
 pub mod train;

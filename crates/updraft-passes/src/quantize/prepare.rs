@@ -14,6 +14,7 @@ use crate::{Pass, PassError, Promise, Report};
 pub fn prepare(graph: &mut Graph) -> Result<Vec<Report>, PipelineError> {
     let mut pipeline = Pipeline::new(graph);
     pipeline.run(REFUSE_QUANTIZED)?;
+    pipeline.run(FIX_DEFAULTS)?;
     INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
     pipeline.run(PLAIN_GEMM)?;
     Ok(pipeline.finish())
@@ -40,6 +41,20 @@ const REFUSE_QUANTIZED: Pass = Pass {
             }
             None => Ok(()),
         }
+    },
+};
+
+/// Makes inputs with defaults constants. Old files list every initializer among the inputs, where a caller could give other
+/// weights; what is quantized are these.
+const FIX_DEFAULTS: Pass = Pass {
+    name: "fix defaults",
+    promise: Promise::Exact,
+    rewrite: |graph, report| {
+        let (fixed, open): (Vec<ValueId>, Vec<ValueId>) =
+            graph.inputs().iter().partition(|v| graph.value(**v).constant().is_some());
+        fixed.iter().for_each(|v| report.change(graph.value(*v).name.clone()));
+        graph.set_inputs(open);
+        Ok(())
     },
 };
 

@@ -30,17 +30,32 @@ pub struct WeightOnly {
 }
 
 impl WeightOnly {
-    /// The quantizer of a layer's weights; `node` is a layer with constant weights.
-    pub fn quantizer(&self, node: &Node, weights: &Tensor, axis: Option<usize>) -> Result<Quantizer, QuantizerError> {
+    /// The quantizer of weights whose input channels lie along one axis, or along several, and whose output channels lie
+    /// along `outputs`.
+    pub fn quantizer_of(
+        &self,
+        inputs: Option<usize>,
+        outputs: usize,
+        weights: &Tensor,
+    ) -> Result<Quantizer, QuantizerError> {
+        let (axis, block) = match inputs {
+            Some(axis) => (axis, Some(self.block)),
+            // Windows are small, and blocks of them would be mostly scales.
+            None => (outputs, None),
+        };
         let dtype = if self.bits == 4 { DType::U4 } else { DType::I8 };
         let symmetric = dtype.is_signed_integer();
-        let (axis, block) = match (node.op.as_str(), axis) {
-            // Windows are small, and blocks of them would be mostly scales.
-            ("Conv" | "ConvTranspose", axis) => (axis, None),
-            (_, Some(outputs)) if weights.rank() == 2 => (Some(1 - outputs), Some(self.block)),
-            _ => (weights.rank().checked_sub(2), Some(self.block)),
-        };
-        Quantizer::of_groups(weights, dtype, levels(dtype)?, axis, block, self.weight_scale, symmetric)
+        Quantizer::of_groups(weights, dtype, levels(dtype)?, Some(axis), block, self.weight_scale, symmetric)
+    }
+
+    /// The quantizer of the weights of a node whose output channels lie along `outputs`, or along several axes.
+    fn quantizer(&self, node: &Node, weights: &Tensor, outputs: Option<usize>) -> Result<Quantizer, QuantizerError> {
+        match (node.op.as_str(), outputs) {
+            ("Conv" | "ConvTranspose", Some(outputs)) => self.quantizer_of(None, outputs, weights),
+            (_, Some(outputs)) => self.quantizer_of(Some(1 - outputs), outputs, weights),
+            // A stack of matrices has its input channels before the last axis.
+            (_, None) => self.quantizer_of(weights.rank().checked_sub(2).or(Some(0)), 0, weights),
+        }
     }
 
     fn check(&self) -> Result<(), PassError> {

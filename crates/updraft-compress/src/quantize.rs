@@ -1,0 +1,228 @@
+//! From a network of floats to one of smaller numbers, with what data must tell on the way.
+
+use std::collections::BTreeMap;
+
+use updraft_engine::{CompileOptions, Engine};
+use updraft_graph::{DType, Graph, Tensor};
+use updraft_passes::pipeline::Pipeline;
+use updraft_passes::quantize::rounding::{Layer, layers};
+use updraft_passes::quantize::{
+    self, Decision, EQUALIZE, Half, Quantizer, QuantizerError, Range, RoundedWeights, Scheme, WeightOnly, bias_probe,
+    correct_biases, insert, observed, prepare,
+};
+use updraft_passes::{Promise, Refusal};
+
+use crate::calibrate::{self, Input, Observer};
+use crate::error::CompressError;
+use crate::layers::{Batches, ObserveOptions};
+use crate::rounding::{self, RoundingOptions, round_weights};
+
+/// What a network is to become.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Form {
+    /// Integers throughout, with ranges from calibration.
+    Static(StaticForm),
+    /// Products of integers, with values quantized as they come.
+    Dynamic(Scheme),
+    /// Weights as codes, values as they are.
+    WeightOnly(WeightOnly),
+    /// Half the bits.
+    Half(Half),
+}
+
+/// How a network comes to work on integers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StaticForm {
+    /// Codes, and what stays float.
+    pub scheme: Scheme,
+    /// How ranges are chosen.
+    pub calibration: calibrate::Method,
+    /// Whether biases take up the mean error of their layers.
+    pub bias_correction: bool,
+}
+
+/// What is asked beside the form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// What the network becomes.
+    pub form: Form,
+    /// Whether channels are equalized between layers first.
+    pub equalize: bool,
+    /// How weights are rounded, where they become codes that data does not decide.
+    pub rounding: rounding::Method,
+    /// How inputs of layers are looked at for that.
+    pub observe: ObserveOptions,
+}
+
+/// A network in its new form.
+#[derive(Debug, Clone)]
+pub struct Quantized {
+    /// The network.
+    pub graph: Graph,
+    /// What became of each node that works on floats, in execution order.
+    pub decisions: Vec<Decision>,
+    /// What the steps before it left alone, and why.
+    pub refusals: Vec<Refusal>,
+    /// Ranges of values, where the form needed them.
+    pub ranges: BTreeMap<String, Range>,
+}
+
+impl Settings {
+    /// Whether data must be given.
+    pub fn needs_data(&self) -> bool {
+        matches!(self.form, Form::Static(_)) || self.rounding.needs_data()
+    }
+}
+
+/// Brings a network into a form. `batches` go through once for each thing that data must tell.
+///
+/// # Errors
+/// No data where it is needed; a network that is quantized already; what calibration, the passes or the engine refuse.
+pub fn quantize(
+    engine: &dyn Engine,
+    graph: &Graph,
+    settings: &Settings,
+    batches: Option<&Batches>,
+) -> Result<Quantized, CompressError> {
+    let mut graph = graph.clone();
+    let mut refusals = Vec::new();
+    prepare(&mut graph)?;
+    if settings.equalize {
+        let mut pipeline = Pipeline::new(&mut graph);
+        pipeline.run(EQUALIZE)?;
+        refusals.extend(pipeline.finish().into_iter().flat_map(|report| report.refusals));
+    }
+    let data = match batches {
+        None if settings.needs_data() => {
+            let problem = "is needed to calibrate or to round weights, and none is given".to_owned();
+            return Err(CompressError::Setting { setting: "data", problem });
+        }
+        data => data,
+    };
+    let mut ranges = BTreeMap::new();
+    let mut rounded = BTreeMap::new();
+    match (&settings.form, data) {
+        (Form::Static(form), Some(batches)) => {
+            let values = observed(&graph, &form.scheme)?;
+            ranges = calibrated(engine, &graph, &values, batches, form.calibration, settings.observe.threads)?;
+            let quantizer = |layer: &Layer, w: &Tensor| form.scheme.weight_quantizer(w, Some(layer.output_axis()));
+            rounded = round(engine, &graph, settings, &form.scheme.exclude, data, &quantizer, &mut refusals)?;
+            if form.bias_correction {
+                let shifts = bias_shifts(engine, &graph, form, &ranges, &rounded, batches)?;
+                let mut pipeline = Pipeline::new(&mut graph);
+                pipeline.apply("correct biases", Promise::Lossy, |g, r| correct_biases(g, &form.scheme, &shifts, r))?;
+            }
+        }
+        (Form::WeightOnly(form), _) => {
+            let quantizer = |layer: &Layer, w: &Tensor| form.quantizer_of(layer.input_axis(), layer.output_axis(), w);
+            rounded = round(engine, &graph, settings, &form.exclude, data, &quantizer, &mut refusals)?;
+        }
+        (Form::Half(form), Some(batches)) if form.dtype == DType::F16 => {
+            let values: Vec<String> = float_values(&graph);
+            let method = calibrate::Method::MinMax;
+            ranges = calibrated(engine, &graph, &values, batches, method, settings.observe.threads)?;
+        }
+        _ => {}
+    }
+    let mut pipeline = Pipeline::new(&mut graph);
+    let decisions = match &settings.form {
+        Form::Static(form) => {
+            pipeline.apply("insert quantizers", Promise::Lossy, |g, r| insert(g, &form.scheme, &ranges, &rounded, r))
+        }
+        Form::Dynamic(scheme) => {
+            pipeline.apply("quantize dynamically", Promise::Lossy, |g, r| quantize::dynamic(g, scheme, r))
+        }
+        Form::WeightOnly(form) => {
+            pipeline.apply("quantize weights", Promise::Lossy, |g, r| quantize::weight_only(g, form, &rounded, r))
+        }
+        Form::Half(form) => {
+            pipeline.apply("half precision", Promise::Lossy, |g, r| quantize::half(g, form, &ranges, r))
+        }
+    }?;
+    Ok(Quantized { graph, decisions, refusals, ranges })
+}
+
+fn calibrated(
+    engine: &dyn Engine,
+    graph: &Graph,
+    values: &[String],
+    batches: &Batches,
+    method: calibrate::Method,
+    threads: usize,
+) -> Result<BTreeMap<String, Range>, CompressError> {
+    let mut observer = Observer::new(engine, graph, values, threads)?;
+    for batch in batches()? {
+        observer.observe(&batch?)?;
+    }
+    observer.ranges(method)
+}
+
+/// Weights that are rounded with more care than to the nearest code, where that is asked for.
+fn round(
+    engine: &dyn Engine,
+    graph: &Graph,
+    settings: &Settings,
+    exclude: &std::collections::BTreeSet<String>,
+    batches: Option<&Batches>,
+    quantizer: &(dyn Fn(&Layer, &Tensor) -> Result<Quantizer, QuantizerError> + Sync),
+    refusals: &mut Vec<Refusal>,
+) -> Result<BTreeMap<String, RoundedWeights>, CompressError> {
+    if settings.rounding == rounding::Method::Nearest {
+        return Ok(BTreeMap::new());
+    }
+    let (mut layers, refused) = layers(graph)?;
+    layers.retain(|layer| !exclude.contains(&layer.node));
+    let options = RoundingOptions { method: settings.rounding, clip: false, quantizer, observe: settings.observe };
+    let none: &Batches = &|| Ok(Box::new(std::iter::empty()));
+    let made = round_weights(engine, graph, &layers, batches.unwrap_or(none), &options)?;
+    refusals.extend(refused);
+    refusals.extend(made.refusals);
+    Ok(made.weights)
+}
+
+/// By how much the bias of each layer, by label, is to move.
+fn bias_shifts(
+    engine: &dyn Engine,
+    graph: &Graph,
+    form: &StaticForm,
+    ranges: &BTreeMap<String, Range>,
+    rounded: &BTreeMap<String, RoundedWeights>,
+    batches: &Batches,
+) -> Result<BTreeMap<String, Vec<f64>>, CompressError> {
+    let probe = bias_probe(graph, &form.scheme, ranges, rounded)?;
+    if probe.layers.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let inputs = Input::all(&probe.graph);
+    let mut session = engine.compile(&probe.graph, &CompileOptions::default())?;
+    let mut sums: Vec<Vec<f64>> = vec![Vec::new(); probe.layers.len()];
+    let mut samples = 0f64;
+    for batch in batches()? {
+        let batch = batch?;
+        let tensors: Vec<Tensor> = inputs.iter().map(|input| input.of(&batch)).collect::<Result<_, _>>()?;
+        let given: Vec<(&str, &Tensor)> = inputs.iter().map(|i| i.name.as_str()).zip(&tensors).collect();
+        let means = session.run(&given)?;
+        let rows = batch.samples.len() as f64;
+        samples += rows;
+        for (sum, pair) in sums.iter_mut().zip(means.chunks_exact(2)) {
+            let numbers = |t: &Tensor| {
+                let problem = |e: updraft_graph::TensorError| e.to_string();
+                t.to_f64().map_err(|e| CompressError::Setting { setting: "bias", problem: problem(e) })
+            };
+            let (float, integer) = (numbers(&pair[0])?, numbers(&pair[1])?);
+            sum.resize(float.len(), 0.0);
+            sum.iter_mut().zip(float.iter().zip(&integer)).for_each(|(s, (f, i))| *s += rows * (f - i));
+        }
+    }
+    let shifts = sums.into_iter().map(|sum| sum.into_iter().map(|s| s / samples.max(1.0)).collect());
+    Ok(probe.layers.into_iter().zip(shifts).collect())
+}
+
+/// The values of single precision that nodes make or data gives.
+fn float_values(graph: &Graph) -> Vec<String> {
+    let made = graph.values().filter(|(v, value)| {
+        let given = graph.inputs().contains(v) && value.constant().is_none();
+        (given || value.producer().is_some()) && graph.dtype(*v) == Some(DType::F32)
+    });
+    made.map(|(_, value)| value.name.clone()).collect()
+}
