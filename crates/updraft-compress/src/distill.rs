@@ -1,4 +1,5 @@
-//! Recovering what a rewrite lost: fine-tuning a graph, alone or with a teacher, through the training loop.
+//! Recovering what a rewrite lost: fine-tuning a graph, alone, with a teacher, or with its quantization, through the
+//! training loop.
 //!
 //! Pruned, quantization-aware and small networks differ by graph and not by loop, so this only gives the loop defaults
 //! that suit a network that has been trained before: a short warm-up to a low rate, then half a cosine down to zero.
@@ -9,7 +10,10 @@ use updraft_data::Loader;
 use updraft_engine::Engine;
 use updraft_graph::Graph;
 use updraft_graph::fingerprint::fingerprint;
+use updraft_passes::Promise;
 use updraft_passes::distill::Distillation;
+use updraft_passes::pipeline::Pipeline;
+use updraft_passes::quantize::aware;
 use updraft_passes::schedule::{Schedule, Shape};
 use updraft_passes::training::{self, TrainingOptions};
 use updraft_store::{Origin, Store};
@@ -62,6 +66,28 @@ pub fn distill(
     observer: &mut dyn Observer,
 ) -> Result<Tuned, CompressError> {
     run(tuning, student, Some(distillation), observer)
+}
+
+/// Trains a quantized graph with its rounding in the loop, alone or with a teacher, which usually is the graph of floats:
+/// pairs of QuantizeLinear and DequantizeLinear in, pairs with trained weights, biases and scales out.
+///
+/// `float` is the graph before quantization, from whose weights the training starts; `weight_levels` are the lowest and
+/// the highest code of weights, where fewer are used than their type has. See [`aware`].
+pub fn train_quantized(
+    tuning: &Tuning,
+    pairs: &Graph,
+    float: Option<&Graph>,
+    weight_levels: Option<(i32, i32)>,
+    distillation: Option<&Distillation>,
+    observer: &mut dyn Observer,
+) -> Result<Tuned, CompressError> {
+    let mut graph = pairs.clone();
+    let mut pipeline = Pipeline::new(&mut graph);
+    pipeline.apply("fake quantization", Promise::Within(1e-4), |g, r| aware::trainable(g, float, weight_levels, r))?;
+    let mut tuned = run(tuning, &graph, distillation, observer)?;
+    let mut pipeline = Pipeline::new(&mut tuned.graph);
+    pipeline.apply("stored codes", Promise::Lossy, aware::quantized)?;
+    Ok(tuned)
 }
 
 /// Steps from one checkpoint to the next: a killed search loses little, and saving costs less than a step in ten.

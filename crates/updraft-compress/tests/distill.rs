@@ -1,19 +1,25 @@
 //! Fine-tuning and distillation through the training loop, on data small enough to say what must come out.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 use updraft_base::{FakeClock, Key};
-use updraft_compress::distill::{Tuned, Tuning, distill, fine_tune};
+use updraft_compress::CompressError;
+use updraft_compress::distill::{Tuned, Tuning, distill, fine_tune, train_quantized};
 use updraft_data::{Dataset, DatasetConfig, Loader, LoaderOptions, Shuffle, Tail, write_npz};
 use updraft_engine::CpuEngine;
+use updraft_graph::eval::evaluate;
+use updraft_graph::infer::infer;
 use updraft_graph::zoo::{self, Options, Setting};
-use updraft_graph::{Graph, Tensor};
+use updraft_graph::{DType, Graph, Tensor};
 use updraft_passes::distill::{Distillation, Match, MatchKind};
 use updraft_passes::loss::{CrossEntropy, Loss};
 use updraft_passes::optimizer::{AdamSettings, Optimizer};
+use updraft_passes::quantize::{Range, Scheme, insert, observed, prepare};
 use updraft_passes::training::TrainingOptions;
+use updraft_passes::{Promise, Report};
 use updraft_store::Store;
 use updraft_train::{Evaluator, Silent};
 
@@ -60,6 +66,13 @@ impl Bench {
 
     /// Takes steps on data, with a teacher or alone.
     fn tune(&self, student: &Graph, teacher: Option<&Distillation>, loader: &Loader, steps: u64) -> Tuned {
+        self.with(loader, steps, |tuning| match teacher {
+            Some(teacher) => distill(tuning, student, teacher, &mut Silent),
+            None => fine_tune(tuning, student, &mut Silent),
+        })
+    }
+
+    fn with(&self, loader: &Loader, steps: u64, tune: impl FnOnce(&Tuning) -> Result<Tuned, CompressError>) -> Tuned {
         let (engine, clock) = (CpuEngine::new(1).unwrap(), FakeClock::default());
         let tuning = Tuning {
             engine: &engine,
@@ -72,11 +85,7 @@ impl Bench {
             store: &Store::open(&self.folder.path().join("store")).unwrap(),
             clock: &clock,
         };
-        match teacher {
-            Some(teacher) => distill(&tuning, student, teacher, &mut Silent),
-            None => fine_tune(&tuning, student, &mut Silent),
-        }
-        .unwrap()
+        tune(&tuning).unwrap()
     }
 
     fn accuracy(&self, model: &Graph) -> f64 {
@@ -121,4 +130,46 @@ fn the_same_request_gives_the_same_graph_and_a_regressor_is_no_part_of_it() {
     // The second time from the checkpoint of the first.
     assert_eq!(bench.tune(&student, Some(&distillation), &bench.labelled, 20), taught);
     assert_eq!(bench.tune(&student, None, &bench.labelled, 0).graph, student);
+}
+
+/// The network in pairs, with ranges from some of the data.
+fn quantized(float: &Graph, loader: &Loader, scheme: &Scheme) -> Graph {
+    let names = observed(float, scheme).unwrap();
+    let mut watched = float.clone();
+    watched.set_outputs(names.iter().map(|n| watched.find(n).unwrap()).collect());
+    let batch = loader.batches(0..1).unwrap().next().unwrap().unwrap();
+    let inputs: HashMap<String, Tensor> = batch.tensors.into_iter().filter(|(n, _)| n == "features").collect();
+    let values = evaluate(&watched, &inputs).unwrap();
+    let ranges: BTreeMap<String, Range> =
+        names.into_iter().zip(&values).map(|(n, t)| (n, Range::of_tensor(t).unwrap())).collect();
+    let mut graph = float.clone();
+    let mut report = Report::new("insert", Promise::Lossy);
+    insert(&mut graph, scheme, &ranges, &BTreeMap::new(), &mut report).unwrap();
+    infer(&mut graph).unwrap();
+    graph
+}
+
+#[test]
+fn training_with_four_bits_in_the_loop_recovers_what_rounding_lost_without_labels() {
+    let bench = Bench::new();
+    let mut float = bench.tune(&network(16, 1), None, &bench.labelled, 300).graph;
+    prepare(&mut float).unwrap();
+    let scheme = Scheme { weights: DType::I4, per_channel: false, ..Scheme::default() };
+    let pairs = quantized(&float, &bench.labelled, &scheme);
+    let teacher = Distillation::label_free(float.clone());
+    let trained = bench.with(&bench.unlabelled, 200, |tuning| {
+        train_quantized(tuning, &pairs, Some(&float), None, Some(&teacher), &mut Silent)
+    });
+    let count = |graph: &Graph, op: &str| graph.nodes().filter(|(_, n)| n.op == op).count();
+    for op in ["QuantizeLinear", "DequantizeLinear", "Gemm"] {
+        assert_eq!(count(&trained.graph, op), count(&pairs, op), "{op}");
+    }
+    let loss = |graph: &Graph| {
+        let engine = CpuEngine::new(1).unwrap();
+        let options = TrainingOptions { distillation: Some(teacher.clone()), ..bench.options.clone() };
+        Evaluator::new(&engine, graph, &options).unwrap().evaluate(&bench.labelled, |_| {}).unwrap().loss
+    };
+    let (before, after) = (loss(&pairs), loss(&trained.graph));
+    assert!(after < 0.3 * before, "divergence from the float network {before} before, {after} after");
+    assert!(bench.accuracy(&trained.graph) >= bench.accuracy(&pairs));
 }

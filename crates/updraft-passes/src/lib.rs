@@ -12,6 +12,7 @@ use updraft_graph::upgrade::UpgradeError;
 use updraft_graph::{Graph, NodeId, ValueId};
 
 mod affine;
+mod batch;
 mod common;
 pub mod distill;
 mod fold;
@@ -27,6 +28,8 @@ pub mod schedule;
 mod train_mode;
 mod trainable;
 pub mod training;
+
+pub use batch::open_batch;
 
 /// How far the outputs of a graph may move when a pass rewrites it.
 #[derive(Debug, Clone, Copy, PartialEq)]

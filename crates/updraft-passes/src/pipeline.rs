@@ -10,7 +10,7 @@ use crate::common::MERGE_COMMON;
 use crate::distill::Purpose;
 use crate::fold::FOLD_CONSTANTS;
 use crate::identity::DROP_IDENTITIES;
-use crate::training::{Interface, TrainingOptions, attach_loss, draft};
+use crate::training::{ATTACH_LOSS, GRADIENT, Interface, TrainingOptions, attach_loss, draft};
 use crate::{Pass, PassError, Promise, Report};
 
 /// A pass failed, or left a wrong graph behind.
@@ -133,13 +133,13 @@ pub(crate) fn training(pipeline: &mut Pipeline, options: &TrainingOptions) -> Re
     // Every pass and gradient rule knows one form of each operator.
     pipeline.run(UPGRADE)?;
     // Parameters become inputs before anything is folded: folding must not see them as constants.
-    let mut draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    let mut draft = pipeline.apply(ATTACH_LOSS, Promise::Lossy, |g, r| draft(g, options, r))?;
     // Shapes and scalars that are known now need no nodes in the gradient.
     pipeline.run(FOLD_CONSTANTS)?;
     // The gradient is that of the training form, and inference forms have no gradient of their statistics.
     pipeline.apply("training mode", Promise::Lossy, |g, r| draft.enter_training_mode(g, r))?;
     pipeline.run(DROP_IDENTITIES)?;
-    pipeline.apply("gradient", Promise::Exact, |g, r| draft.differentiate(g, r))?;
+    pipeline.apply(GRADIENT, Promise::Exact, |g, r| draft.differentiate(g, r))?;
     let made = pipeline.apply("optimizer", Promise::Exact, |g, r| draft.update(g, options, r))?;
     // Rules work out shapes node by node and ask for the same values again and again.
     pipeline.run(FOLD_CONSTANTS)?;
@@ -157,11 +157,11 @@ pub(crate) fn gradients(
 ) -> Result<(Vec<String>, Vec<String>), PipelineError> {
     // As in a training step, for the same reasons.
     pipeline.run(UPGRADE)?;
-    let mut draft = pipeline.apply("attach loss", Promise::Lossy, |g, r| draft(g, options, r))?;
+    let mut draft = pipeline.apply(ATTACH_LOSS, Promise::Lossy, |g, r| draft(g, options, r))?;
     pipeline.run(FOLD_CONSTANTS)?;
     pipeline.apply("training mode", Promise::Lossy, |g, r| draft.enter_training_mode(g, r))?;
     pipeline.run(DROP_IDENTITIES)?;
-    pipeline.apply("gradient", Promise::Exact, |g, r| draft.differentiate(g, r))?;
+    pipeline.apply(GRADIENT, Promise::Exact, |g, r| draft.differentiate(g, r))?;
     let names = pipeline.apply("gradients as outputs", Promise::Exact, |g, _| Ok(draft.expose(g)))?;
     pipeline.run(FOLD_CONSTANTS)?;
     pipeline.run(MERGE_COMMON)?;
@@ -174,7 +174,7 @@ pub(crate) fn evaluation(pipeline: &mut Pipeline, options: &TrainingOptions) -> 
     // The loss is written in the newest form; upgrading what is upgraded changes nothing.
     pipeline.run(UPGRADE)?;
     let (batch_inputs, _) =
-        pipeline.apply("attach loss", Promise::Lossy, |g, _| attach_loss(g, options, Purpose::Evaluation))?;
+        pipeline.apply(ATTACH_LOSS, Promise::Lossy, |g, _| attach_loss(g, options, Purpose::Evaluation))?;
     INFERENCE.iter().try_for_each(|pass| pipeline.run(*pass))?;
     Ok(batch_inputs)
 }

@@ -4,6 +4,8 @@
 //! statistics. Each is a graph input whose initializer is the starting value, paired with the graph output that is its
 //! next value. State keeps the names of the model's initializers, so a trained state goes back into the model by name.
 
+use std::collections::HashSet;
+
 use updraft_graph::{DType, Graph, Tensor, ValueId, ValueType};
 
 use crate::distill::{self, Attached, Distillation, Purpose};
@@ -12,7 +14,7 @@ use crate::optimizer::{self, Optimizer, StepInputs, WeightDecay, keep_state, mat
 use crate::pipeline::{self, Pipeline, PipelineError};
 use crate::train_mode::{Randomness, lower_batch_norm, lower_dropout};
 use crate::trainable::why_constant;
-use crate::{PassError, Report, gradient};
+use crate::{PassError, Refusal, Report, gradient};
 
 /// Graph input of a step: the learning rate, `f32 []`.
 pub const LEARNING_RATE: &str = "learning_rate";
@@ -122,11 +124,24 @@ pub struct TrainingStep {
     pub reports: Vec<Report>,
 }
 
+impl TrainingStep {
+    /// The float initializers of rank 1 and up that stay as they are, by name, and why.
+    pub fn untrained(&self) -> impl Iterator<Item = &Refusal> {
+        let passes = self.reports.iter().filter(|r| [ATTACH_LOSS, GRADIENT].contains(&r.pass));
+        passes.flat_map(|r| &r.refusals)
+    }
+}
+
+/// The passes that decide what is trained.
+pub(crate) const ATTACH_LOSS: &str = "attach loss";
+pub(crate) const GRADIENT: &str = "gradient";
+
 /// The training step of a model. Its float initializers that are read as weights, biases or scales and that the loss
 /// depends on are trained, but for frozen ones and running statistics; masks, tables of positions and single numbers
-/// are not. The report of the pass "attach loss" says which stay as they are, and why.
+/// are not: see [`TrainingStep::untrained`].
 pub fn build(model: &Graph, options: &TrainingOptions) -> Result<TrainingStep, PipelineError> {
     let mut graph = model.clone();
+    unshare_statistics(&mut graph);
     let mut pipeline = Pipeline::new(&mut graph);
     let Interface { state, batch_inputs, outputs } = pipeline::training(&mut pipeline, options)?;
     let reports = pipeline.finish();
@@ -167,6 +182,7 @@ pub fn build_evaluation(model: &Graph, options: &TrainingOptions) -> Result<(Gra
 /// The model with trained state in place of its initializers: parameters and running statistics by name.
 pub fn export(model: &Graph, state: impl IntoIterator<Item = (String, Tensor)>) -> Result<Graph, PassError> {
     let mut graph = model.clone();
+    unshare_statistics(&mut graph);
     for (name, tensor) in state {
         let refuse = |problem: String| PassError::Value { name: name.clone(), problem };
         let id = graph.find(&name).ok_or_else(|| refuse("is no value of the model".to_owned()))?;
@@ -178,6 +194,26 @@ pub fn export(model: &Graph, state: impl IntoIterator<Item = (String, Tensor)>) 
         graph.set_constant(id, Some(tensor));
     }
     Ok(graph)
+}
+
+/// Gives each BatchNormalization statistics of its own: files store equal tensors once, and what is equal before
+/// training is not so after it.
+fn unshare_statistics(graph: &mut Graph) {
+    let norms: Vec<_> = graph
+        .nodes()
+        .filter(|(_, node)| node.op == "BatchNormalization" && node.domain.is_empty())
+        .map(|(id, node)| (id, node.inputs.clone()))
+        .collect();
+    let mut taken = HashSet::new();
+    for (id, inputs) in norms {
+        for index in 3..inputs.len().min(5) {
+            let Some(value) = inputs[index].filter(|v| !taken.insert(*v)) else { continue };
+            let Some(tensor) = graph.value(value).constant().cloned() else { continue };
+            let name = graph.value(value).name.clone();
+            let own = graph.add_constant(&name, tensor);
+            graph.set_node_input(id, index, Some(own));
+        }
+    }
 }
 
 /// What a step reads, gives and keeps; see [`TrainingStep`].
@@ -280,7 +316,7 @@ fn parameters(graph: &Graph, running: &[ValueId], freeze: &[String], report: &mu
         let name = &graph.value(id).name;
         let frozen = freeze.iter().find(|pattern| matches(pattern, name)).map(|p| format!("frozen by {p:?}"));
         match frozen.or_else(|| why_constant(graph, id, tensor)) {
-            Some(reason) => report.change(format!("{name} stays as it is: {reason}")),
+            Some(reason) => report.refusals.push(Refusal { node: name.clone(), reason }),
             None => trained.push(id),
         }
     }
@@ -319,7 +355,8 @@ impl Draft {
                 }
                 None => {
                     let name = &graph.value(parameter).name;
-                    report.change(format!("{name} stays as it is: the loss does not depend on it"));
+                    let reason = "the loss does not depend on it".to_owned();
+                    report.refusals.push(Refusal { node: name.clone(), reason });
                     let kept = graph.inputs().iter().copied().filter(|v| *v != parameter).collect();
                     graph.set_inputs(kept);
                 }

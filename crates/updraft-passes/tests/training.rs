@@ -233,6 +233,28 @@ fn every_network_of_the_zoo_has_a_training_step_for_all_its_parameters() {
 }
 
 #[test]
+fn statistics_that_a_file_stores_once_are_kept_apart() {
+    let mut model = Graph::new("shared");
+    let x = model.add_input("x", ValueType::tensor(DType::F32, vec![2.into(), 2.into()])).unwrap();
+    let [scale, variance] = ["scale", "variance"].map(|n| model.add_constant(n, Tensor::vector(&[1f32, 2.0])));
+    let [bias, mean] = ["bias", "mean"].map(|n| model.add_constant(n, Tensor::vector(&[0f32, 0.5])));
+    let mut y = x;
+    for _ in 0..2 {
+        y = model.op("BatchNormalization", &[y, scale, bias, mean, variance], []).unwrap();
+    }
+    model.push_output(y);
+    let options = TrainingOptions::new(cross_entropy(), Optimizer::Sgd { momentum: 0.0, nesterov: false });
+    let mut run = Loop::new(build(&model, &options).unwrap());
+    run.run(0.1, &batch());
+    let statistics: Vec<_> = run.step.state.iter().filter(|s| s.role == StateRole::RunningStatistic).collect();
+    assert_eq!(statistics.len(), 4);
+    let trained = export(&model, statistics.iter().map(|s| (s.input.clone(), run.state[&s.input].clone()))).unwrap();
+    for entry in statistics {
+        assert_eq!(trained.value(trained.find(&entry.input).unwrap()).constant(), Some(&run.state[&entry.input]));
+    }
+}
+
+#[test]
 fn a_step_with_clipping_and_dropout_is_a_function_of_seed_and_step() {
     let entry = updraft_graph::zoo::find("mlp").unwrap();
     let settings = [

@@ -1,6 +1,7 @@
 //! What a run tells whoever watches it.
 
 use updraft_base::Digest;
+use updraft_passes::Refusal;
 
 use crate::metrics::Metrics;
 
@@ -18,6 +19,11 @@ pub trait Observer {
 /// Something that happened in a run.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// The training step is built.
+    Built {
+        /// The float initializers of rank 1 and up that it does not train, by name, and why.
+        untrained: &'a [&'a Refusal],
+    },
     /// The run goes on from a checkpoint.
     Resumed {
         /// Steps that were done.

@@ -109,6 +109,7 @@ pub struct Trained {
 pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> {
     check(run, settings)?;
     let step = training::build(run.model, run.options)?;
+    run.observer.observe(&Event::Built { untrained: &step.untrained().collect::<Vec<_>>() });
     let mut progress = Progress::resume_or_start(run, settings, &step)?;
     let mut batches = progress.run.loader.batches(progress.record.step..settings.steps)?;
     while progress.goes_on() {

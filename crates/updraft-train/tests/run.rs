@@ -139,7 +139,7 @@ impl Observer for Witness {
             }
             Event::Stopped { step, .. } => Some(format!("stopped {step}")),
             Event::Stepped { step, .. } if self.panics_at == Some(*step) => panic!("the process ends here"),
-            Event::Stepped { .. } | Event::Saved { .. } => None,
+            Event::Built { .. } | Event::Stepped { .. } | Event::Saved { .. } => None,
         });
     }
 }

@@ -120,6 +120,17 @@ pub(crate) fn parse_setting(entry: &zoo::Entry, text: &str) -> Result<(String, S
     }
 }
 
+/// The graph for batches of so many samples: for any number, where it is written for another one.
+pub(crate) fn for_batches(graph: &Graph, samples: usize) -> Result<Graph, Failure> {
+    let mut graph = graph.clone();
+    let lead = |v: &ValueId| graph.shape(*v).and_then(|s| s.first()?.known());
+    if inputs(&graph).iter().all(|v| lead(v) == Some(samples)) {
+        return Ok(graph);
+    }
+    updraft_passes::open_batch(&mut graph).map_err(|e| Failure::of(Kind::Unsupported, &e))?;
+    Ok(graph)
+}
+
 /// A model ready to answer: rewritten for inference and compiled.
 pub(crate) fn compile(graph: &Graph, threads: usize) -> Result<Box<dyn Session>, Failure> {
     let mut graph = graph.clone();

@@ -139,6 +139,11 @@ impl<'a> TrainingProgress<'a> {
 impl Observer for TrainingProgress<'_> {
     fn observe(&mut self, event: &Event) {
         match event {
+            Event::Built { untrained } => {
+                for refusal in *untrained {
+                    self.progress.note(&format!("train: {} stays as it is: {}", refusal.node, refusal.reason));
+                }
+            }
             Event::Resumed { step, checkpoint } => {
                 self.task.skip_to(*step);
                 self.progress.note(&format!("train: goes on after step {step} from checkpoint {}", checkpoint.short()));

@@ -209,6 +209,7 @@ impl<'a> Stages<'a> {
             return self.trained(&model, &history);
         }
         let start_ns = self.context.clock.monotonic_ns();
+        let graph = model::for_batches(&network.model.graph, section.batch)?;
         let threads = self.loader_threads();
         let loader = Loader::new(data.dataset.clone(), section.loader_options(self.seed, threads))?;
         let validation = validation
@@ -220,7 +221,7 @@ impl<'a> Stages<'a> {
         let mut observer = TrainingProgress::new(self.context.progress, settings.steps);
         let trained = train(
             &mut Run {
-                model: &network.model.graph,
+                model: &graph,
                 options: &options,
                 engine: &CpuEngine::new(self.context.threads)?,
                 loader: &loader,
@@ -238,7 +239,7 @@ impl<'a> Stages<'a> {
             Weights::Best => best,
             Weights::Last => last,
         };
-        let graph = training::export(&network.model.graph, state).map_err(|e| Failure::of(Kind::Unsupported, &e))?;
+        let graph = training::export(&graph, state).map_err(|e| Failure::of(Kind::Unsupported, &e))?;
         let bytes = model::encode(&Model { graph, ..network.model.clone() })?;
         let meta = Map::from_iter([("elapsed_ns".to_owned(), elapsed_ns.into())]);
         let history = TrainingHistory { record, steps: settings.steps, batch: section.batch, elapsed_ns };
@@ -283,7 +284,8 @@ impl<'a> Stages<'a> {
         let (artifact, text) = self.answer(&format!("evaluate.{split}"), origin, || {
             let loader = self.evaluation_loader(data, self.loaded.recipe.evaluate.batch)?;
             let engine = CpuEngine::new(self.context.threads)?;
-            let mut evaluator = Evaluator::new(&engine, &network.model.graph, &options)?;
+            let graph = model::for_batches(&network.model.graph, self.loaded.recipe.evaluate.batch)?;
+            let mut evaluator = Evaluator::new(&engine, &graph, &options)?;
             let task = self.context.progress.task("evaluate", loader.steps_per_epoch(), "batches");
             let metrics = evaluator.evaluate(&loader, |done| task.at(done, String::new))?;
             task.finish();

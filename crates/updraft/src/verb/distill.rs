@@ -102,7 +102,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
             }
         },
     };
-    let teaching = teaching(args, &teacher, &student.model.graph)?;
+    let batch = stages.loaded.recipe.train.batch;
+    let teaching = teaching(args, &teacher, &student.model.graph, batch)?;
     let trained = stages.train_with(&student, &train, validation.as_ref(), Some(&teaching))?;
     let export = stages.export(&trained, &train)?;
 
@@ -164,7 +165,7 @@ fn show(name: &str, network: &Network, metrics: &Metrics) -> String {
 }
 
 /// What the arguments say is to be learnt from the teacher.
-fn teaching(args: &Args, teacher: &Network, student: &Graph) -> Result<Teaching, Failure> {
+fn teaching(args: &Args, teacher: &Network, student: &Graph, batch: usize) -> Result<Teaching, Failure> {
     let graph = &teacher.model.graph;
     let kinds = [
         ("--match", &args.hidden, MatchKind::Hidden),
@@ -188,7 +189,7 @@ fn teaching(args: &Args, teacher: &Network, student: &Graph) -> Result<Teaching,
         "output": args.teacher_output, "inputs": inputs, "matches": listed,
     });
     let distillation = Distillation {
-        teacher: graph.clone(),
+        teacher: model::for_batches(graph, batch)?,
         alpha,
         temperature: args.temperature,
         label_free: args.label_free,
