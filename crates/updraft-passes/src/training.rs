@@ -4,8 +4,6 @@
 //! statistics. Each is a graph input whose initializer is the starting value, paired with the graph output that is its
 //! next value. State keeps the names of the model's initializers, so a trained state goes back into the model by name.
 
-use std::collections::HashSet;
-
 use updraft_graph::{DType, Graph, Tensor, ValueId, ValueType};
 
 use crate::distill::{self, Attached, Distillation, Purpose};
@@ -204,10 +202,9 @@ fn unshare_statistics(graph: &mut Graph) {
         .filter(|(_, node)| node.op == "BatchNormalization" && node.domain.is_empty())
         .map(|(id, node)| (id, node.inputs.clone()))
         .collect();
-    let mut taken = HashSet::new();
     for (id, inputs) in norms {
-        for index in 3..inputs.len().min(5) {
-            let Some(value) = inputs[index].filter(|v| !taken.insert(*v)) else { continue };
+        for (index, value) in inputs.into_iter().enumerate().skip(3).take(2) {
+            let Some(value) = value.filter(|v| graph.value(*v).consumers().len() > 1) else { continue };
             let Some(tensor) = graph.value(value).constant().cloned() else { continue };
             let name = graph.value(value).name.clone();
             let own = graph.add_constant(&name, tensor);
