@@ -61,13 +61,15 @@ pub struct StaticForm {
     pub rounding: Rounding,
     /// Weights in 7 bits, whose products in pairs do not saturate 16 bits.
     pub reduced_range: bool,
+    /// Activations in signed codes around zero.
+    pub symmetric: bool,
     /// Units that stay in float, by label.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub float_units: BTreeSet<String>,
 }
 
 /// How ranges come from what was observed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Calibrator {
     /// All that was seen.
@@ -92,14 +94,15 @@ pub enum Rounding {
 
 impl StaticForm {
     /// The plain form under a calibrator.
-    pub fn plain(calibrator: Calibrator, reduced_range: bool) -> StaticForm {
+    pub fn plain(calibrator: Calibrator, symmetric: bool) -> StaticForm {
         StaticForm {
             calibrator,
             mse_weights: false,
             equalized: false,
             bias_corrected: false,
             rounding: Rounding::Nearest,
-            reduced_range,
+            reduced_range: false,
+            symmetric,
             float_units: BTreeSet::new(),
         }
     }
@@ -144,6 +147,7 @@ impl StaticForm {
             (self.rounding == Rounding::ErrorFeedback, "error feedback"),
             (self.bias_corrected, "bias corrected"),
             (self.reduced_range, "7-bit weights"),
+            (self.symmetric, "symmetric"),
         ];
         parts.extend(recipes.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).to_owned()));
         match self.float_units.len() {

@@ -3,6 +3,8 @@
 //! The rewrites themselves (quantizers, pruned channels, a teacher joined to a student) are passes, and pure. Here they
 //! get their facts from data, and their results are judged by measured accuracy and measured latency.
 
+pub mod arithmetic;
+pub mod bench;
 pub mod calibrate;
 pub mod candidate;
 pub mod distill;
@@ -15,9 +17,11 @@ pub mod prune;
 pub mod quantize;
 pub mod rounding;
 pub mod search;
+pub mod sensitivity;
 pub mod smoothing;
 pub mod splits;
 
 mod error;
+mod forms;
 
 pub use error::CompressError;

@@ -84,6 +84,18 @@ pub fn quantize(
     settings: &Settings,
     batches: Option<&Batches>,
 ) -> Result<Quantized, CompressError> {
+    quantize_within(engine, graph, settings, batches, None)
+}
+
+/// [`quantize`] with ranges that are known already, where the form is static: those of the values of the prepared graph,
+/// equalized if the settings say so.
+pub fn quantize_within(
+    engine: &dyn Engine,
+    graph: &Graph,
+    settings: &Settings,
+    batches: Option<&Batches>,
+    known: Option<&BTreeMap<String, Range>>,
+) -> Result<Quantized, CompressError> {
     let mut graph = graph.clone();
     let mut refusals = Vec::new();
     prepare(&mut graph)?;
@@ -103,8 +115,13 @@ pub fn quantize(
     let mut rounded = BTreeMap::new();
     match (&settings.form, data) {
         (Form::Static(form), Some(batches)) => {
-            let values = observed(&graph, &form.scheme)?;
-            ranges = calibrated(engine, &graph, &values, batches, form.calibration, settings.observe.threads)?;
+            ranges = match known {
+                Some(ranges) => ranges.clone(),
+                None => {
+                    let values = observed(&graph, &form.scheme)?;
+                    calibrated(engine, &graph, &values, batches, form.calibration, settings.observe.threads)?
+                }
+            };
             let quantizer = |layer: &Layer, w: &Tensor| form.scheme.weight_quantizer(w, Some(layer.output_axis()));
             rounded = round(engine, &graph, settings, &form.scheme.exclude, data, &quantizer, &mut refusals)?;
             if form.bias_correction {

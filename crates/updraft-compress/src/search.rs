@@ -52,8 +52,10 @@ pub struct SearchSettings {
     pub alpha: f64,
     /// Pruning to try, in growing order of ratio.
     pub pruning: Vec<Pruning>,
-    /// Weights in 7 bits, for targets whose 16-bit sums saturate.
+    /// Whether to try weights in 7 bits, for targets whose 16-bit sums saturate.
     pub reduced_range: bool,
+    /// Whether activations are symmetric, which some runtimes demand.
+    pub symmetric: bool,
 }
 
 /// What a search asks about models. Answers about accuracy must be the same every time; all may be slow.
@@ -96,8 +98,8 @@ pub enum Trouble {
 pub struct Made {
     /// The size of its file.
     pub size_bytes: u64,
-    /// What was left alone, and why.
-    pub refusals: Vec<(String, String)>,
+    /// What became of its units.
+    pub decisions: Vec<Decision>,
 }
 
 /// What is known about a drop.
@@ -336,7 +338,7 @@ impl Search<'_> {
     fn best_static_form(&mut self) -> Result<Option<StaticForm>, Trouble> {
         let mut best: Option<(StaticForm, f64)> = None;
         for calibrator in Calibrator::ALL {
-            let form = StaticForm::plain(calibrator, self.settings.reduced_range);
+            let form = StaticForm::plain(calibrator, self.settings.symmetric);
             let reason = format!("ranges by {}", calibrator.name());
             if let Some(divergence) = self.compare(&form, &reason)?
                 && best.as_ref().is_none_or(|(_, least)| divergence < *least)
@@ -347,13 +349,15 @@ impl Search<'_> {
         let Some((mut form, mut least)) = best else { return Ok(None) };
         type Recipe = (&'static str, fn(&mut StaticForm));
         // In the order of what they cost; each is kept only where it helps on top of those before.
-        let recipes: [Recipe; 4] = [
+        let recipes: [Recipe; 5] = [
+            ("weights in 7 bits, whose sums of pairs do not saturate", |f| f.reduced_range = true),
             ("scales of weights with the least squared error", |f| f.mse_weights = true),
             ("ranges of channels equalized between layers", |f| f.equalized = true),
             ("weights rounded with error feedback", |f| f.rounding = Rounding::ErrorFeedback),
             ("biases that take up the mean error", |f| f.bias_corrected = true),
         ];
-        for (reason, apply) in recipes {
+        let skipped = usize::from(!self.settings.reduced_range);
+        for (reason, apply) in &recipes[skipped..] {
             let mut tried = form.clone();
             apply(&mut tried);
             if let Some(divergence) = self.compare(&tried, reason)?.filter(|d| *d < least) {
@@ -633,6 +637,14 @@ impl Search<'_> {
             }
         }
         let chosen = choose(&self.trials, objective, limit);
+        if chosen == 0 {
+            // For its figures on the holdout; that it loses nothing is known.
+            let judged = self.bench.holdout_drop(&Candidate::default(), limit, alpha);
+            if let Ok(judgement) = judged {
+                self.trials[0].holdout = Some(Judgement { drop: Interval::exactly(0.0), ..judgement });
+            }
+        }
+        let decisions = self.decisions_of(chosen);
         let missed = (chosen == 0).then(|| nearest_miss(&self.trials, limit)).flatten();
         Ok(Outcome {
             trials: self.trials,
@@ -640,9 +652,29 @@ impl Search<'_> {
             chosen,
             missed,
             sensitivity: self.sensitivity,
-            decisions: self.decisions,
+            decisions,
             is_cut_short: self.is_cut_short,
         })
+    }
+
+    /// What became of the parts of a trial's model: what pruning and quantization say, with the search's own reason where
+    /// it is the search that decided.
+    fn decisions_of(&mut self, chosen: usize) -> Vec<Decision> {
+        let candidate = self.trials[chosen].candidate.clone();
+        let pruned = Candidate { form: Form::Float, ..candidate.clone() };
+        let mut decisions = Vec::new();
+        for made_of in [Some(pruned).filter(|p| *p != candidate && p.pruning.is_some()), Some(candidate)] {
+            // Made before, so this reads what was kept; without it there is less to tell and nothing else to lose.
+            let made = made_of.and_then(|c| self.bench.make(&c).ok());
+            decisions.extend(made.into_iter().flat_map(|m| m.decisions));
+        }
+        for decision in &mut decisions {
+            let own = self.decisions.iter().rev().find(|d| d.unit == decision.unit && d.form == decision.form);
+            if let Some(own) = own {
+                decision.reason.clone_from(&own.reason);
+            }
+        }
+        decisions
     }
 }
 

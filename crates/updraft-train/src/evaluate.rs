@@ -138,7 +138,8 @@ fn count(name: &str, output: Option<Tensor>) -> Result<u64, TrainError> {
     Ok(value as u64)
 }
 
-fn first_rows(tensor: &Tensor, rows: usize) -> Result<Tensor, TrainError> {
+/// The first rows of a tensor, all of them where it has no more.
+pub fn first_rows(tensor: &Tensor, rows: usize) -> Result<Tensor, TrainError> {
     let mut shape = tensor.shape().to_vec();
     let Some(first) = shape.first_mut().filter(|n| **n > rows) else { return Ok(tensor.clone()) };
     let row_bytes = tensor.byte_len() / *first;

@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
-use crate::verb::{bench, distill, eval, generate, infer, inspect, lineage, new, prune, quantize, run, train};
+use crate::verb::{
+    bench, distill, eval, generate, infer, inspect, lineage, new, optimize, prune, quantize, run, train,
+};
 
 /// Trains, evaluates and runs neural networks on ONNX models.
 ///
@@ -58,6 +60,7 @@ pub enum Verb {
     Infer(infer::Args),
     Bench(bench::Args),
     Generate(generate::Args),
+    Optimize(optimize::Args),
     Run(run::Args),
     Lineage(lineage::Args),
 }
@@ -76,6 +79,7 @@ impl Verb {
             Verb::Infer(args) => infer::run(args, context),
             Verb::Bench(args) => bench::run(args, context),
             Verb::Generate(args) => generate::run(args, context),
+            Verb::Optimize(args) => optimize::run(args, context),
             Verb::Run(args) => run::run(args, context),
             Verb::Lineage(args) => lineage::run(args, context),
         }

@@ -30,6 +30,7 @@ impl Context<'_> {
 }
 
 /// What a verb has to say.
+#[derive(Debug)]
 pub struct Answer {
     /// For people; ends with a line feed.
     pub text: String,

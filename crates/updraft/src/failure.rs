@@ -14,6 +14,7 @@ use updraft_graph::zoo::OptionsError;
 use updraft_store::StoreError;
 use updraft_train::TrainError;
 
+use crate::context::Answer;
 use crate::recipe::RecipeError;
 
 /// Why a verb did not do what was asked.
@@ -27,6 +28,8 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What may help.
     pub hints: Vec<String>,
+    /// What there is to say all the same: the work was done, files are written.
+    pub answer: Option<Box<Answer>>,
 }
 
 /// What the caller should do.
@@ -42,6 +45,8 @@ pub enum Kind {
     Diverged,
     /// Mend the disk or the store, then ask again.
     Storage,
+    /// Allow more, or take what there is: it was done, but what was asked for cannot be had.
+    Limit,
 }
 
 impl Kind {
@@ -53,6 +58,7 @@ impl Kind {
             Kind::Unsupported => 4,
             Kind::Diverged => 5,
             Kind::Storage => 6,
+            Kind::Limit => 7,
         }
     }
 
@@ -63,6 +69,7 @@ impl Kind {
             Kind::Unsupported => "unsupported",
             Kind::Diverged => "diverged",
             Kind::Storage => "storage",
+            Kind::Limit => "limit",
         }
     }
 }
@@ -70,7 +77,7 @@ impl Kind {
 impl Failure {
     /// A failure with nothing behind it.
     pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into(), causes: Vec::new(), hints: Vec::new() }
+        Failure { kind, message: message.into(), causes: Vec::new(), hints: Vec::new(), answer: None }
     }
 
     /// A failure whose message is the error's and whose causes are its sources.
@@ -112,11 +119,20 @@ impl Failure {
         self
     }
 
-    /// For programs: `{ "error": { kind, message, causes, hints } }`.
+    /// The same failure of work that has an answer all the same.
+    pub fn with_answer(mut self, answer: Answer) -> Failure {
+        self.answer = Some(Box::new(answer));
+        self
+    }
+
+    /// For programs: `{ "error": { kind, message, causes, hints } }`, beside the answer where there is one.
     pub fn json(&self) -> Value {
-        json!({ "error": {
+        let error = json!({
             "kind": self.kind.name(), "message": self.message, "causes": self.causes, "hints": self.hints,
-        } })
+        });
+        let mut json = self.answer.as_ref().map_or_else(|| json!({}), |answer| answer.json.clone());
+        json["error"] = error;
+        json
     }
 }
 
@@ -205,6 +221,15 @@ impl From<CompressError> for Failure {
             CompressError::Engine(error) => error.into(),
             CompressError::Train(error) => (*error).into(),
             CompressError::Setting { .. } => Failure::of(Kind::Usage, &error),
+            CompressError::NoSearchData => Failure::of(Kind::Usage, &error).hint(
+                "give `[data.validation]` or `[data.test]`; `rows = [0.9, 1.0]` there and `rows = [0.0, 0.9]` in `[data.train]` \
+                 divide one file",
+            ),
+            CompressError::TooFewSamples { .. } => {
+                Failure::of(Kind::Input, &error).hint("give more data, or allow a larger drop")
+            }
+            CompressError::TimeLimit => Failure::of(Kind::Limit, &error)
+                .hint("not even the original could be measured; give more time"),
             CompressError::Pass(_) | CompressError::Pipeline(_) => Failure::of(Kind::Unsupported, &error),
             _ => Failure::of(Kind::Input, &error),
         }

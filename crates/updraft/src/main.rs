@@ -41,7 +41,11 @@ fn main() -> ExitCode {
         Ok(answer) => (answer.text, 0),
         Err(failure) => {
             stderr_line(&failure.to_string());
-            let text = if json { format!("{:#}\n", failure.json()) } else { String::new() };
+            let text = match &failure.answer {
+                _ if json => format!("{:#}\n", failure.json()),
+                Some(answer) => answer.text.clone(),
+                None => String::new(),
+            };
             (text, failure.kind.exit_code())
         }
     };

@@ -26,6 +26,20 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Fails now where [`write`] would fail later: before work whose result could not be kept.
+pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::io("write", path, &e);
+    if path.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    tempfile::Builder::new().prefix(".updraft-").tempfile_in(folder).map(drop).map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,10 @@ use updraft_data::{DatasetConfig, Shuffle};
 
 mod convert;
 mod error;
+pub(crate) mod optimize;
 
 pub use error::RecipeError;
+pub use optimize::OptimizeSection;
 
 /// The file name of a recipe in a folder.
 pub const FILE_NAME: &str = "updraft.toml";
@@ -34,6 +36,9 @@ pub struct Recipe {
     /// How it is evaluated in the end.
     #[serde(default)]
     pub evaluate: EvaluateSection,
+    /// How it is made smaller or faster; without it, it stays as it was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimize: Option<OptimizeSection>,
     /// Where the model is written.
     #[serde(default)]
     pub export: ExportSection,
@@ -468,6 +473,9 @@ fn check(recipe: &Recipe) -> Result<(), (&'static str, String)> {
     }
     if train.checkpoint.every_steps == Some(0) {
         return Err(("train.checkpoint.every_steps", "must be at least 1".into()));
+    }
+    if let Some(section) = &recipe.optimize {
+        section.check()?;
     }
     match (&recipe.model.zoo, &recipe.model.onnx) {
         (Some(_), Some(_)) => Err(("model.onnx", "and `zoo` exclude each other".into())),

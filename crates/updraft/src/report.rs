@@ -15,9 +15,11 @@ use updraft_train::metrics::Metrics;
 
 use crate::failure::Failure;
 use crate::model;
+use crate::stage::optimize::Account;
 use crate::stage::{Done, Results, Stages, TrainingHistory, at_one_sample};
 
 mod chart;
+mod optimize;
 mod page;
 
 pub(crate) use page::page;
@@ -40,6 +42,8 @@ pub(crate) struct Report {
     training: TrainingCard,
     metrics: Value,
     test: Option<Metrics>,
+    /// How the trained model was made smaller or faster, where the recipe asks for it.
+    optimization: Option<Account>,
     stages: Vec<Done>,
     /// What the model came from, nearest first.
     lineage: Vec<Artifact>,
@@ -136,6 +140,7 @@ pub(crate) fn gather(stages: &Stages, results: &Results) -> Result<Report, Failu
         },
         metrics: metrics(results),
         test: results.evaluation.as_ref().map(|(metrics, _)| metrics.clone()),
+        optimization: results.optimized.as_ref().map(|o| o.account.clone()),
         stages: stages.done(),
         lineage: stages.store.lineage(&results.export.digest)?,
         recipe: stages.loaded.text.clone(),

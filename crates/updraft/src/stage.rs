@@ -1,4 +1,4 @@
-//! The stages of a recipe: data, network, training, evaluation, export.
+//! The stages of a recipe: data, network, training, evaluation, optimization, export.
 //!
 //! Each stage answers an [`Origin`]: its part of the recipe, the digests of what it is made from, and our version. What
 //! the store has answered already is reused and said so, so a changed recipe redoes what the change reaches and no
@@ -26,6 +26,10 @@ use crate::failure::{Failure, Kind};
 use crate::model;
 use crate::progress::TrainingProgress;
 use crate::recipe::{self, Loaded, Weights};
+
+pub(crate) mod optimize;
+
+use optimize::Optimized;
 
 /// Where stages keep what they make, and how each went.
 pub(crate) struct Stages<'a> {
@@ -95,6 +99,7 @@ pub(crate) struct Results {
     pub(crate) network: Network,
     pub(crate) trained: TrainedModel,
     pub(crate) evaluation: Option<(Metrics, Digest)>,
+    pub(crate) optimized: Option<Optimized>,
     pub(crate) export: Network,
 }
 
@@ -116,10 +121,13 @@ impl<'a> Stages<'a> {
         let network = self.network()?;
         let trained = self.train(&network, &train, validation.as_ref())?;
         let evaluation = test.as_ref().map(|test| self.evaluate("test", &trained.network, test)).transpose()?;
-        let export = self.export(&trained, &train)?;
         let data = [("train", Some(train)), ("validation", validation), ("test", test)];
-        let data = data.into_iter().filter_map(|(split, data)| Some((split, data?))).collect();
-        Ok(Results { data, network, trained, evaluation, export })
+        let data: Vec<_> = data.into_iter().filter_map(|(split, data)| Some((split, data?))).collect();
+        let section = self.loaded.recipe.optimize.as_ref();
+        let optimized = section.map(|section| self.optimize(section, &trained.network, &data)).transpose()?;
+        let last = optimized.as_ref().map_or(&trained.network, |o| &o.network);
+        let export = self.export(last, data.first().map(|(_, train)| train))?;
+        Ok(Results { data, network, trained, evaluation, optimized, export })
     }
 
     /// How the stages went, in order.
@@ -299,12 +307,11 @@ impl<'a> Stages<'a> {
     }
 
     /// The model with what its users need to know beside the weights.
-    pub(crate) fn export(&self, trained: &TrainedModel, data: &Data) -> Result<Network, Failure> {
-        let facts = data.dataset.facts();
-        let notes = notes(facts);
-        let origin = self.origin("export", json!({ "metadata": notes }), vec![trained.network.digest]);
+    pub(crate) fn export(&self, network: &Network, data: Option<&Data>) -> Result<Network, Failure> {
+        let notes = data.map(|data| notes(data.dataset.facts())).unwrap_or_default();
+        let origin = self.origin("export", json!({ "metadata": notes }), vec![network.digest]);
         let (artifact, bytes) = self.answer("export", origin, || {
-            let mut model = trained.network.model.clone();
+            let mut model = network.model.clone();
             model.metadata.retain(|(key, _)| !notes.iter().any(|(k, _)| k == key));
             model.metadata.extend(notes.iter().cloned());
             Ok((model::encode(&model)?, Map::new()))

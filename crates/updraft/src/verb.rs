@@ -8,6 +8,7 @@ pub mod infer;
 pub mod inspect;
 pub mod lineage;
 pub mod new;
+pub mod optimize;
 pub mod prune;
 pub mod quantize;
 pub mod run;

@@ -1,4 +1,4 @@
-//! Line charts as SVG. Colours come from the page's style sheet, so that they follow light and dark.
+//! Charts as SVG. Colours come from the page's style sheet, so that they follow light and dark.
 
 use maud::{Markup, html};
 
@@ -54,6 +54,98 @@ pub(super) fn line_chart(title: &str, x_label: &str, series: &[Series], show_y: 
                 text.tick x=(right - 84.0) y="18" { (s.name) }
             }
         }
+    }
+}
+
+/// One point of a scatter chart.
+pub(super) struct Point<'a> {
+    pub(super) name: &'a str,
+    pub(super) x: f64,
+    pub(super) y: f64,
+    /// A class of the style sheet: `a`, `b` or `muted`.
+    pub(super) class: &'a str,
+    /// Whether the name stands beside it, and not only where one points at it.
+    pub(super) is_named: bool,
+}
+
+/// Points over two axes, the horizontal one from 0; those of class `a` are joined from left to right.
+pub(super) fn scatter_chart(
+    title: &str,
+    x_label: &str,
+    points: &[Point],
+    show_x: fn(f64) -> String,
+    show_y: fn(f64) -> String,
+) -> Markup {
+    let x_ticks = ticks(0.0, points.iter().map(|p| p.x).fold(0.0, f64::max));
+    let (low, high) = points.iter().fold((f64::MAX, f64::MIN), |(low, high), p| (low.min(p.y), high.max(p.y)));
+    let y_ticks = ticks(low, high);
+    let x_max = x_ticks.last().copied().unwrap_or(1.0);
+    let (y_min, y_max) = (y_ticks.first().copied().unwrap_or(0.0), y_ticks.last().copied().unwrap_or(1.0));
+    let x_at = |x: f64| LEFT + x / x_max * (WIDTH - LEFT - RIGHT);
+    let y_at = |y: f64| TOP + (y_max - y) / (y_max - y_min) * (HEIGHT - TOP - BOTTOM);
+    let mut joined: Vec<&Point> = points.iter().filter(|p| p.class == "a").collect();
+    joined.sort_by(|a, b| a.x.total_cmp(&b.x));
+    let line: Vec<String> = joined.iter().map(|p| format!("{},{}", at(x_at(p.x)), at(y_at(p.y)))).collect();
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) {
+            text.title x=(LEFT) y="18" { (title) }
+            @for y in &y_ticks {
+                line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y))) {}
+                text.tick.end x=(LEFT - 8.0) y=(at(y_at(*y) + 4.0)) { (show_y(*y)) }
+            }
+            @for x in &x_ticks {
+                text.tick.middle x=(at(x_at(*x))) y=(HEIGHT - BOTTOM + 18.0) { (show_x(*x)) }
+            }
+            text.tick.middle x=((LEFT + WIDTH - RIGHT) / 2.0) y=(HEIGHT - 6.0) { (x_label) }
+            polyline.line.a points=(line.join(" ")) {}
+            @for p in points {
+                circle.dot.(p.class) cx=(at(x_at(p.x))) cy=(at(y_at(p.y))) r="4.5" {
+                    title { (p.name) ": " (show_x(p.x)) ", " (show_y(p.y)) }
+                }
+                @if p.is_named {
+                    // On the side where there is room.
+                    @if x_at(p.x) > WIDTH / 2.0 {
+                        text.tick.end x=(at(x_at(p.x) - 8.0)) y=(at(y_at(p.y) - 7.0)) { (p.name) }
+                    } @else {
+                        text.tick x=(at(x_at(p.x) + 8.0)) y=(at(y_at(p.y) - 7.0)) { (p.name) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bars under one another, their lengths by the logarithm of the values; 0 has no bar.
+pub(super) fn bar_chart(title: &str, rows: &[(&str, f64)], show: fn(f64) -> String) -> Markup {
+    const ROW: f64 = 18.0;
+    const LABELS: f64 = 220.0;
+    const VALUES: f64 = 70.0;
+    let height = TOP + ROW * rows.len() as f64 + 8.0;
+    let logs = || rows.iter().filter(|(_, v)| *v > 0.0).map(|(_, v)| v.log10());
+    let (low, high) = (logs().fold(f64::MAX, f64::min).floor(), logs().fold(f64::MIN, f64::max));
+    let length = |value: f64| {
+        let share = if value > 0.0 { (value.log10() - low + 0.1) / (high - low + 0.1) } else { 0.0 };
+        share * (WIDTH - LABELS - VALUES)
+    };
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-label=(title) {
+            text.title x="0" y="18" { (title) }
+            @for (i, (name, value)) in rows.iter().enumerate() {
+                @let y = TOP + ROW * i as f64;
+                text.tick.end x=(LABELS - 8.0) y=(at(y + 12.0)) { (shortened(name)) title { (name) } }
+                rect.key.a x=(LABELS) y=(at(y + 2.0)) width=(at(length(*value))) height=(ROW - 5.0) rx="2" {}
+                text.tick x=(at(LABELS + length(*value) + 6.0)) y=(at(y + 12.0)) { (show(*value)) }
+            }
+        }
+    }
+}
+
+/// The end of a name, which tells layers apart better than its beginning.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 32;
+    match name.chars().count().checked_sub(MOST) {
+        Some(extra @ 1..) => format!("…{}", name.chars().skip(extra + 1).collect::<String>()),
+        _ => name.to_owned(),
     }
 }
 

@@ -5,7 +5,7 @@ use updraft_base::units;
 use updraft_train::metrics::Metrics;
 
 use super::chart::{Series, line_chart};
-use super::{Report, TrainingCard};
+use super::{Report, TrainingCard, optimize};
 
 /// The report as a page that needs nothing else.
 pub(crate) fn page(report: &Report) -> String {
@@ -28,6 +28,7 @@ pub(crate) fn page(report: &Report) -> String {
                         p.muted { (model.network) ", trained " (date(report.created_unix_ms)) " with Updraft " (report.updraft_version) ", seed " (report.seed) }
                     }
                     (headline(report))
+                    @if let Some(account) = &report.optimization { (optimize::sections(account)) }
                     (curves(&report.training))
                     @if let Some(test) = &report.test { (confusion(test, classes(report))) }
                     (model_card(report))
@@ -266,7 +267,7 @@ fn lineage(report: &Report) -> Markup {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 

@@ -7,11 +7,11 @@ use updraft_base::units;
 
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
-use crate::stage::{Results, Stages};
+use crate::stage::{Results, Stages, optimize};
 use crate::verb::eval;
-use crate::{output, report};
+use crate::{output, report, verb};
 
-/// Do all that a recipe says: train, evaluate, export, report
+/// Do all that a recipe says: train, evaluate, optimize, export, report
 ///
 /// Each stage is kept in the store under what determined it. A stage of which nothing has changed is reused, a training
 /// that was killed goes on where it was. The model, `report.html` and `report.json` are written to `runs/NAME` in the
@@ -49,6 +49,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     artifacts.insert("model".into(), json!(results.trained.network.digest));
     artifacts.insert("history".into(), json!(results.trained.history_digest));
     artifacts.extend(results.evaluation.as_ref().map(|(_, digest)| ("evaluation".into(), json!(digest))));
+    if let Some(optimized) = &results.optimized {
+        artifacts.insert("optimized".into(), json!(optimized.network.digest));
+        artifacts.insert("optimization".into(), json!(optimized.account_digest));
+    }
     artifacts.insert("export".into(), json!(results.export.digest));
     artifacts.insert("report".into(), json!(report.0));
     artifacts.insert("report_html".into(), json!(page.0));
@@ -59,6 +63,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         "metrics": report::metrics(&results),
         "seed": stages.seed,
         "training": { "steps": history.record.step, "elapsed_ns": history.elapsed_ns },
+        "optimization": results.optimized.as_ref().map(optimize::summary),
         "artifacts": artifacts,
         "files": paths,
         "stages": stages.done(),
@@ -72,9 +77,16 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         history.record.step,
         units::duration_ns(history.elapsed_ns)
     ));
+    if let Some(optimized) = &results.optimized {
+        text.push_str(&verb::optimize::show(optimized));
+    }
     text.push_str(&format!("model       {}\n            {}\n", files[0].1.display(), results.export.digest));
     text.push_str(&format!("report      {}\n", files[2].1.display()));
-    Ok(Answer { text, json })
+    let answer = Answer { text, json };
+    match &results.optimized {
+        Some(optimized) => verb::optimize::answer(&optimized.account, answer),
+        None => Ok(answer),
+    }
 }
 
 type Kept = (updraft_base::Digest, Vec<u8>);
@@ -83,6 +95,7 @@ type Kept = (updraft_base::Digest, Vec<u8>);
 fn write_report(stages: &Stages, results: &Results) -> Result<(Kept, Kept), Failure> {
     let mut parents = vec![results.export.digest, results.trained.history_digest];
     parents.extend(results.evaluation.as_ref().map(|(_, digest)| *digest));
+    parents.extend(results.optimized.as_ref().map(|o| o.account_digest));
     let asked = json!({ "name": stages.loaded.name, "text": stages.loaded.text });
     let origin = |kind: &str| stages.origin(kind, asked.clone(), parents.clone());
     // Gathered once: both files say the same.
