@@ -10,12 +10,13 @@ use updraft_passes::quantize::{
     self, Decision, EQUALIZE, Half, Quantizer, QuantizerError, Range, RoundedWeights, Scheme, WeightOnly, bias_probe,
     correct_biases, insert, observed, prepare,
 };
-use updraft_passes::{Promise, Refusal};
+use updraft_passes::{PassError, Promise, Refusal};
 
 use crate::calibrate::{self, Input, Observer};
 use crate::error::CompressError;
 use crate::layers::{Batches, ObserveOptions};
 use crate::rounding::{self, RoundingOptions, round_weights};
+use crate::smoothing::{Factors, fold_factors};
 
 /// What a network is to become.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +49,10 @@ pub struct Settings {
     pub form: Form,
     /// Whether channels are equalized between layers first.
     pub equalize: bool,
+    /// Factors of channels that are moved from values to weights first.
+    pub factors: Option<Factors>,
+    /// Whether ranges of weights are cut where that moves the outputs of their layer less.
+    pub clip: bool,
     /// How weights are rounded, where they become codes that data does not decide.
     pub rounding: rounding::Method,
     /// How inputs of layers are looked at for that.
@@ -70,7 +75,7 @@ pub struct Quantized {
 impl Settings {
     /// Whether data must be given.
     pub fn needs_data(&self) -> bool {
-        matches!(self.form, Form::Static(_)) || self.rounding.needs_data()
+        matches!(self.form, Form::Static(_)) || self.rounding.needs_data() || self.factors.is_some() || self.clip
     }
 }
 
@@ -111,6 +116,9 @@ pub fn quantize_within(
         }
         data => data,
     };
+    if let (Some(factors), Some(batches)) = (settings.factors, data) {
+        refusals.extend(fold(engine, &mut graph, settings, factors, batches)?);
+    }
     let mut ranges = BTreeMap::new();
     let mut rounded = BTreeMap::new();
     match (&settings.form, data) {
@@ -174,6 +182,31 @@ fn calibrated(
     observer.ranges(method)
 }
 
+/// Moves factors of channels from values to weights; returns the layers where that was not done, and why.
+fn fold(
+    engine: &dyn Engine,
+    graph: &mut Graph,
+    settings: &Settings,
+    factors: Factors,
+    batches: &Batches,
+) -> Result<Vec<Refusal>, CompressError> {
+    let quantizer = |layer: &Layer, w: &Tensor| match &settings.form {
+        Form::Static(StaticForm { scheme, .. }) | Form::Dynamic(scheme) => {
+            scheme.weight_quantizer(w, Some(layer.output_axis()))
+        }
+        Form::WeightOnly(form) => form.quantizer_of(layer.input_axis(), layer.output_axis(), w),
+        Form::Half(form) => Err(QuantizerError::DType { dtype: form.dtype }),
+    };
+    let mut pipeline = Pipeline::new(graph);
+    // Weights are rounded twice more, as in folding batch normalisation.
+    pipeline.apply(factors.name(), Promise::Within(1e-4), |graph, report| {
+        let folded = fold_factors(engine, graph, batches, factors, &quantizer, &settings.observe, report);
+        Ok::<_, PassError>(folded)
+    })??;
+    let refusals = pipeline.finish().into_iter().flat_map(|report| report.refusals);
+    Ok(refusals.map(|r| Refusal { reason: format!("{}: {}", factors.name(), r.reason), ..r }).collect())
+}
+
 /// Weights that are rounded with more care than to the nearest code, where that is asked for.
 fn round(
     engine: &dyn Engine,
@@ -184,12 +217,12 @@ fn round(
     quantizer: &(dyn Fn(&Layer, &Tensor) -> Result<Quantizer, QuantizerError> + Sync),
     refusals: &mut Vec<Refusal>,
 ) -> Result<BTreeMap<String, RoundedWeights>, CompressError> {
-    if settings.rounding == rounding::Method::Nearest {
+    if settings.rounding == rounding::Method::Nearest && !settings.clip {
         return Ok(BTreeMap::new());
     }
     let (mut layers, refused) = layers(graph)?;
     layers.retain(|layer| !exclude.contains(&layer.node));
-    let options = RoundingOptions { method: settings.rounding, clip: false, quantizer, observe: settings.observe };
+    let options = RoundingOptions { method: settings.rounding, clip: settings.clip, quantizer, observe: settings.observe };
     let none: &Batches = &|| Ok(Box::new(std::iter::empty()));
     let made = round_weights(engine, graph, &layers, batches.unwrap_or(none), &options)?;
     refusals.extend(refused);

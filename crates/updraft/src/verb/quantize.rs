@@ -11,6 +11,7 @@ use updraft_compress::calibrate::Method;
 use updraft_compress::layers::ObserveOptions;
 use updraft_compress::quantize::{Form, Quantized, Settings, StaticForm, quantize};
 use updraft_compress::rounding;
+use updraft_compress::smoothing::Factors;
 use updraft_data::{Batch, Loader, LoaderOptions, Shuffle};
 use updraft_engine::CpuEngine;
 use updraft_graph::{DType, Graph, Model};
@@ -99,6 +100,14 @@ pub struct Args {
     /// Let biases take up the mean error of their layers; for `static`.
     #[arg(long)]
     bias_correction: bool,
+
+    /// Move outliers of values into weights first, as SmoothQuant does; for `static` and `dynamic`.
+    #[arg(long)]
+    smooth: bool,
+
+    /// Protect the weights whose inputs are large and cut ranges, as AWQ does; for `weight-only`.
+    #[arg(long)]
+    awq: bool,
 
     /// How weights are rounded.
     #[arg(long, value_enum, value_name = "METHOD", default_value_t = Rounding::Nearest)]
@@ -210,6 +219,8 @@ impl Args {
             ("--per-tensor", self.per_tensor, &[Mode::Static, Mode::Dynamic]),
             ("--reduce-range", self.reduce_range, &[Mode::Static, Mode::Dynamic]),
             ("--mse-weights", self.mse_weights, &[Mode::Static, Mode::Dynamic, Mode::WeightOnly]),
+            ("--smooth", self.smooth, &[Mode::Static, Mode::Dynamic]),
+            ("--awq", self.awq, &[Mode::WeightOnly]),
             ("--rounding", self.rounding != Rounding::Nearest, &[Mode::Static, Mode::WeightOnly]),
         ];
         match given.iter().find(|(_, is_given, modes)| *is_given && !modes.contains(&self.mode)) {
@@ -236,7 +247,7 @@ impl Args {
             "calibration": self.calibration.and_then(|c| word(c.to_possible_value())),
             "per_tensor": self.per_tensor, "reduce_range": self.reduce_range, "mse_weights": self.mse_weights,
             "equalize": self.equalize, "bias_correction": self.bias_correction,
-            "rounding": word(self.rounding.to_possible_value()),
+            "smooth": self.smooth, "awq": self.awq, "rounding": word(self.rounding.to_possible_value()),
         })
     }
 
@@ -284,7 +295,12 @@ impl Args {
             Rounding::Hqq => rounding::Method::Hqq(HqqOptions::default()),
         };
         let observe = ObserveOptions { threads, key: Key::new(seed).child("rounding"), ..ObserveOptions::default() };
-        Ok(Settings { form, equalize: self.equalize, rounding, observe })
+        let factors = match (self.smooth, self.awq) {
+            (true, _) => Some(Factors::Smooth { input_levels: 1 << activations.bits().unwrap_or(8) }),
+            (false, true) => Some(Factors::Awq),
+            (false, false) => None,
+        };
+        Ok(Settings { form, equalize: self.equalize, factors, clip: self.awq, rounding, observe })
     }
 }
 
