@@ -222,7 +222,8 @@ fn round(
     }
     let (mut layers, refused) = layers(graph)?;
     layers.retain(|layer| !exclude.contains(&layer.node));
-    let options = RoundingOptions { method: settings.rounding, clip: settings.clip, quantizer, observe: settings.observe };
+    let options =
+        RoundingOptions { method: settings.rounding, clip: settings.clip, quantizer, observe: settings.observe };
     let none: &Batches = &|| Ok(Box::new(std::iter::empty()));
     let made = round_weights(engine, graph, &layers, batches.unwrap_or(none), &options)?;
     refusals.extend(refused);

@@ -3,13 +3,15 @@
 use updraft_base::random::Key;
 use updraft_compress::CompressError;
 use updraft_compress::layers::{ObserveOptions, observe};
+use updraft_compress::quantize::{Form, Settings, quantize};
 use updraft_compress::rounding::{Method, Rounding, RoundingOptions, round_weights};
+use updraft_compress::smoothing::Factors;
 use updraft_data::Batch;
-use updraft_engine::CpuEngine;
+use updraft_engine::{CompileOptions, CpuEngine, Engine};
 use updraft_graph::zoo::{self, Options, Setting};
 use updraft_graph::{DType, Graph, Tensor};
 use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions, HqqOptions, Layer, layers};
-use updraft_passes::quantize::{Quantizer, QuantizerError, WeightScale, prepare};
+use updraft_passes::quantize::{Quantizer, QuantizerError, WeightOnly, WeightScale, prepare};
 
 const BATCH: usize = 8;
 const CONTEXT: usize = 16;
@@ -171,6 +173,35 @@ fn a_number_that_is_none_names_the_layer() {
     let error = observe(&engine, &graph, &found, &texts(1), &ObserveOptions::default(), |_| Ok(())).unwrap_err();
     assert!(matches!(&error, CompressError::Layer { .. }), "{error}");
     assert!(error.to_string().contains("expected a finite number"), "{error}");
+}
+
+#[test]
+fn networks_quantized_with_a_look_at_inputs_answer_more_like_the_original() {
+    let graph = gpt();
+    let engine = CpuEngine::new(1).unwrap();
+    let batch = texts(1)().unwrap().next().unwrap().unwrap();
+    let answer = |graph: &Graph| {
+        let mut session = engine.compile(graph, &CompileOptions::default()).unwrap();
+        session.run(&[("tokens", &batch.tensors[0].1)]).unwrap().remove(0).to_f64().unwrap()
+    };
+    let original = answer(&graph);
+    let error = |factors: Option<Factors>, clip: bool, rounding: Method| {
+        let form = WeightOnly { bits: 4, block: 16, weight_scale: WeightScale::MaxAbs, exclude: Default::default() };
+        let form = Form::WeightOnly(form);
+        let settings = Settings { form, equalize: false, factors, clip, rounding, observe: ObserveOptions::default() };
+        let made = quantize(&engine, &graph, &settings, Some(&texts(16))).unwrap();
+        original.iter().zip(answer(&made.graph)).map(|(a, b)| (a - b).powi(2)).sum::<f64>()
+    };
+    let nearest = error(None, false, Method::Nearest);
+    assert!(nearest > 0.0);
+    for (factors, clip, rounding) in [
+        (None, false, Method::Gptq(GptqOptions::default())),
+        (Some(Factors::Awq), true, Method::Gptq(GptqOptions::default())),
+        (None, false, Method::AdaRound(AdaRoundOptions { steps: 300, ..AdaRoundOptions::default() })),
+    ] {
+        let found = error(factors, clip, rounding);
+        assert!(found < 0.8 * nearest, "{factors:?} {}: {found} against {nearest}", rounding.name());
+    }
 }
 
 #[test]
