@@ -132,6 +132,8 @@ fn formed(
         _ => None,
     };
     let settings = quantize::Settings {
+        factors: None,
+        clip: false,
         form: target,
         equalize: static_form.is_some_and(|f| f.equalized),
         rounding: match static_form.map(|f| f.rounding) {
