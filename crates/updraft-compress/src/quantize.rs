@@ -123,7 +123,8 @@ pub fn quantize_within(
     let mut rounded = BTreeMap::new();
     match (&settings.form, data) {
         (Form::Static(form), Some(batches)) => {
-            ranges = match known {
+            // Factors have changed the values since.
+            ranges = match known.filter(|_| settings.factors.is_none()) {
                 Some(ranges) => ranges.clone(),
                 None => {
                     let values = observed(&graph, &form.scheme)?;
