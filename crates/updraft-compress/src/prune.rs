@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use updraft_engine::CompileOptions;
 use updraft_graph::{Graph, Tensor, cost};
 use updraft_passes::distill::Distillation;
-use updraft_passes::optimizer::matches;
+use updraft_passes::optimizer;
 use updraft_passes::prune::importance::Importance;
 use updraft_passes::prune::sparse::{self, Masks, Pattern};
 use updraft_passes::prune::structured::{self, Scope};
@@ -189,8 +189,15 @@ pub fn prune(
     recovery: Option<&Recovery>,
     observer: &mut dyn Observer,
 ) -> Result<(Graph, PruneReport), CompressError> {
+    let wrong = |setting, problem: String| Err(CompressError::Setting { setting, problem });
     if settings.parts == 0 {
-        return Err(CompressError::Setting { setting: "steps", problem: "is 0, expected at least 1".to_owned() });
+        return wrong("steps", "is 0, expected at least 1".to_owned());
+    }
+    if !(0.0..1.0).contains(&settings.ratio) {
+        return wrong("ratio", format!("is {}, expected a share from 0 to below 1", settings.ratio));
+    }
+    if matches!(settings.method, Method::Structured { round_to: 0, .. }) {
+        return wrong("round", "is 0, expected at least 1".to_owned());
     }
     let mut graph = model.clone();
     // Both sizes are those of the same form.
@@ -306,7 +313,7 @@ fn remove_weights(
     report.refused = left
         .map(|(id, t)| {
             let name = graph.value(id).name.clone();
-            let reason = match settings.exclude.iter().find(|pattern| matches(pattern, &name)) {
+            let reason = match settings.exclude.iter().find(|pattern| optimizer::matches(pattern, &name)) {
                 Some(pattern) => format!("excluded by {pattern:?}"),
                 None => "no product or convolution reads it as its weight, or its node is excluded".to_owned(),
             };

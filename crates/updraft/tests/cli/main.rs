@@ -2,6 +2,7 @@
 
 mod kill;
 mod optimize;
+mod prune;
 mod workplace;
 
 use clap::CommandFactory;
