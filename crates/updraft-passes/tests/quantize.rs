@@ -201,6 +201,8 @@ fn joined_values_have_one_scale_and_shared_weights_are_stored_once() {
     let y = g.op("Conv", &[joined, v], []).unwrap();
     g.push_output(y);
     let (graph, _) = quantized(&g, &Scheme::default(), &numbers(3, &[1, 4, 5, 5]));
+    // Runtimes refuse nodes of one name.
+    assert!(graph.nodes().filter(|(_, n)| n.op.ends_with("Linear")).all(|(_, n)| n.name.is_empty()));
     let scales: std::collections::BTreeSet<ValueId> =
         graph.nodes().filter(|(_, n)| n.op == "QuantizeLinear").map(|(_, n)| n.inputs[1].unwrap()).collect();
     // The input, all that is joined, and the output.

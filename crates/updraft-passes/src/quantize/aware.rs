@@ -173,14 +173,12 @@ pub fn quantized(graph: &mut Graph, report: &mut Report) -> Result<(), PassError
         };
         let codes = graph.fresh_value(&format!("{name}_quantized"), ValueType::Unknown);
         graph.add_node(Node {
-            name: format!("{name}/quantize"),
             op: "QuantizeLinear".to_owned(),
             inputs: vec![Some(x), Some(scale), Some(zero)],
             outputs: vec![Some(codes)],
             ..Node::default()
         })?;
         graph.add_node(Node {
-            name: format!("{name}/dequantize"),
             op: "DequantizeLinear".to_owned(),
             inputs: vec![Some(codes), Some(scale), Some(zero)],
             outputs: vec![Some(output)],

@@ -296,7 +296,6 @@ impl Writer<'_> {
         let codes_type = float.shape().map_or(ValueType::Unknown, |s| ValueType::tensor(quantizer.dtype, s.to_vec()));
         let codes = graph.fresh_value(&format!("{name}_quantized"), codes_type.clone());
         graph.add_node(Node {
-            name: format!("{name}/quantize"),
             op: "QuantizeLinear".to_owned(),
             inputs: vec![Some(source), Some(scale), Some(zero)],
             outputs: vec![Some(codes)],
@@ -358,7 +357,6 @@ pub(super) fn dequantize(
     let mut inputs = vec![Some(codes), Some(scale)];
     inputs.extend(zero.map(Some));
     graph.add_node(Node {
-        name: format!("{name}/dequantize"),
         op: "DequantizeLinear".to_owned(),
         inputs,
         outputs: vec![Some(made)],
