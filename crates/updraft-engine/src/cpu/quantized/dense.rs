@@ -16,7 +16,7 @@ use crate::cpu::kernel::{Pool, Shared};
 
 /// Rows that are multiplied before their sums are finished: a multiple of all heights of blocks, and the sums stay in
 /// the nearest cache.
-const BATCH_ROWS: usize = 24;
+const BATCH_ROWS: usize = 48;
 
 /// Bytes of input that a tile may read, so that they stay in a core's own cache while all panels pass.
 const TILE_BYTES: usize = 128 << 10;
@@ -28,7 +28,7 @@ const TILE_TERMS: usize = 1 << 20;
 const TILES: usize = 16;
 
 /// Positions below which a tile would read its weights too often.
-const TILE_POSITIONS_MIN: usize = 2 * BATCH_ROWS;
+const TILE_POSITIONS_MIN: usize = BATCH_ROWS;
 
 /// The part of a plan that depends on the geometry and the weights, not on the numbers around them.
 pub(super) struct Dense {

@@ -21,7 +21,7 @@ use crate::cpu::kernel::{Pool, Shared};
 const VECTORS_MAX: usize = 4;
 
 /// Output positions whose sums are finished together.
-const CHUNK: usize = 24;
+const CHUNK: usize = 28;
 
 /// Tiles that are enough for any number of threads we expect.
 const TILES: usize = 16;

@@ -137,14 +137,29 @@ pub(super) trait Dot {
     unsafe fn interleave(from: [*const u8; GROUP], flip: u8, to: *mut u8);
 }
 
-/// Plain loops.
+/// Plain loops, which any compiler makes vectors of: four products and their sum are below 2^24, hence exact in floats,
+/// and every processor multiplies floats.
 pub(super) struct Portable;
+
+/// `term[j][c]`, the term `j` of channel `c`.
+type Terms = [[f32; LANES]; GROUP];
+
+#[inline(always)]
+fn add_products(mut sums: [i32; LANES], x: impl Fn(usize, usize) -> f32, weights: &Terms) -> [i32; LANES] {
+    for c in 0..LANES {
+        let products =
+            x(0, c) * weights[0][c] + x(1, c) * weights[1][c] + x(2, c) * weights[2][c] + x(3, c) * weights[3][c];
+        // SAFETY: an integer of at most 4 * 255 * 128.
+        sums[c] = sums[c].wrapping_add(unsafe { products.to_int_unchecked::<i32>() });
+    }
+    sums
+}
 
 impl Dot for Portable {
     type Sums = [i32; LANES];
-    type Group = [u8; GROUP];
-    type Each = [u8; LINE];
-    type Weights = [i8; LINE];
+    type Group = [f32; GROUP];
+    type Each = Terms;
+    type Weights = Terms;
 
     #[inline(always)]
     unsafe fn load(from: *const i32) -> Self::Sums {
@@ -159,35 +174,29 @@ impl Dot for Portable {
     #[inline(always)]
     unsafe fn group(from: *const u8) -> Self::Group {
         // SAFETY: as above.
-        unsafe { from.cast::<[u8; GROUP]>().read() }
+        unsafe { from.cast::<[u8; GROUP]>().read() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn each(from: *const u8) -> Self::Each {
         // SAFETY: as above.
-        unsafe { from.cast::<[u8; LINE]>().read() }
+        let groups = unsafe { from.cast::<[[u8; GROUP]; LANES]>().read() };
+        let groups = groups.map(u32::from_le_bytes);
+        std::array::from_fn(|term| groups.map(|group| (group >> (8 * term) & 0xff) as i32 as f32))
     }
     #[inline(always)]
     unsafe fn weights(from: *const i8) -> Self::Weights {
         // SAFETY: as above.
-        unsafe { from.cast::<[i8; LINE]>().read() }
+        let groups = unsafe { from.cast::<[[u8; GROUP]; LANES]>().read() };
+        let groups = groups.map(i32::from_le_bytes);
+        std::array::from_fn(|term| groups.map(|group| (group << (24 - 8 * term) >> 24) as f32))
     }
     #[inline(always)]
-    unsafe fn dot(mut sums: Self::Sums, group: Self::Group, weights: Self::Weights) -> Self::Sums {
-        let group = group.map(i32::from);
-        for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact(GROUP)) {
-            let products = group.iter().zip(weights).map(|(x, w)| x * i32::from(*w));
-            *sum = sum.wrapping_add(products.sum());
-        }
-        sums
+    unsafe fn dot(sums: Self::Sums, group: Self::Group, weights: Self::Weights) -> Self::Sums {
+        add_products(sums, |term, _| group[term], &weights)
     }
     #[inline(always)]
-    unsafe fn dot_each(mut sums: Self::Sums, each: Self::Each, weights: Self::Weights) -> Self::Sums {
-        let pairs = each.chunks_exact(GROUP).zip(weights.chunks_exact(GROUP));
-        for (sum, (each, weights)) in sums.iter_mut().zip(pairs) {
-            let products = each.iter().zip(weights).map(|(x, w)| i32::from(*x) * i32::from(*w));
-            *sum = sum.wrapping_add(products.sum());
-        }
-        sums
+    unsafe fn dot_each(sums: Self::Sums, each: Self::Each, weights: Self::Weights) -> Self::Sums {
+        add_products(sums, |term, channel| each[term][channel], &weights)
     }
     #[inline(always)]
     unsafe fn interleave(from: [*const u8; GROUP], flip: u8, to: *mut u8) {
