@@ -142,9 +142,12 @@ impl Stages<'_> {
         let metric = section.metric.unwrap_or_else(|| Metric::of(&task, &network.model.graph));
         let named = |split: &str| data.iter().find(|(name, _)| *name == split).map(|(_, d)| d.dataset.clone());
         let train = named("train").ok_or_else(|| Failure::new(Kind::Usage, "there is no training data"))?;
+        // Splits are cut between batches: a small dataset gets some to cut between.
+        let smallest = data.iter().map(|(_, d)| usize::try_from(d.dataset.len()).unwrap_or(usize::MAX)).min();
+        let batch_max = (smallest.unwrap_or(1) / 4).max(1);
         let options = SplitOptions {
             seed: self.seed,
-            batch_size: fixed_batch(network).unwrap_or(self.loaded.recipe.evaluate.batch),
+            batch_size: fixed_batch(network).unwrap_or(self.loaded.recipe.evaluate.batch.min(batch_max)),
             threads: self.loader_threads(),
             calibration_samples: section.calibration_samples,
             share_limit: Some(section.max_drop.0).filter(|limit| metric == Metric::Accuracy && *limit > 0.0),

@@ -14,10 +14,15 @@ calibration_samples = 64
 prune = { ratios = [0.5], recovery_steps = 20 }
 "#;
 
+/// The recipe for points with a network large enough to be made smaller.
+fn recipe() -> String {
+    RECIPE.replace("hidden = 16", "hidden = [64, 64]")
+}
+
 #[test]
 fn a_run_ends_with_the_optimized_model_and_says_how_it_was_found() {
     let workplace = Workplace::new();
-    workplace.write_recipe(&format!("{RECIPE}\n{OPTIMIZE}").replace("max_drop", "objective = \"size\"\nmax_drop"));
+    workplace.write_recipe(&format!("{}\n{OPTIMIZE}", recipe()).replace("max_drop", "objective = \"size\"\nmax_drop"));
     let first = workplace.json(&["run", "."]);
     let found = &first["optimization"];
     let (before, after) = (&found["original"]["size_bytes"], &found["chosen"]["size_bytes"]);
@@ -43,8 +48,9 @@ fn a_run_ends_with_the_optimized_model_and_says_how_it_was_found() {
 #[test]
 fn a_search_takes_from_the_store_what_it_has_measured_before() {
     let workplace = Workplace::new();
+    workplace.write_recipe(&recipe());
     workplace.json(&["train", ".", "--output", "points.onnx"]);
-    workplace.write_recipe(&format!("{RECIPE}\n{OPTIMIZE}"));
+    workplace.write_recipe(&format!("{}\n{OPTIMIZE}", recipe()));
     let search = |limit: &str| {
         workplace.json(&[
             "optimize",
@@ -71,8 +77,9 @@ fn a_search_takes_from_the_store_what_it_has_measured_before() {
 #[test]
 fn a_limit_that_cannot_be_met_gives_the_original_and_its_own_exit_code() {
     let workplace = Workplace::new();
+    workplace.write_recipe(&recipe());
     workplace.json(&["train", ".", "--output", "points.onnx"]);
-    workplace.write_recipe(&format!("{RECIPE}\n{OPTIMIZE}"));
+    workplace.write_recipe(&format!("{}\n{OPTIMIZE}", recipe()));
     let arguments = ["optimize", "points.onnx", "--data", ".", "--max-drop", "0%", "-o", "same.onnx"];
     let (code, message) = workplace.failure(&arguments);
     assert_eq!(code, 7);
@@ -88,6 +95,7 @@ fn a_limit_that_cannot_be_met_gives_the_original_and_its_own_exit_code() {
 #[test]
 fn what_makes_a_search_impossible_is_said_before_it() {
     let workplace = Workplace::new();
+    workplace.write_recipe(&recipe());
     workplace.json(&["train", ".", "--output", "points.onnx"]);
     let optimize = |arguments: &[&str]| {
         let all = [&["optimize", "points.onnx", "--data", ".", "-o", "small.onnx"], arguments].concat();
@@ -104,7 +112,7 @@ fn what_makes_a_search_impossible_is_said_before_it() {
     let all = ["optimize", "points.onnx", "--data", ".", "--max-drop", "20%", "-o", "."];
     let (code, message) = workplace.failure(&all);
     assert!(code == 6 && message.contains("cannot write"), "{message}");
-    let recipe = RECIPE.replace("validation = { path = \"validation.npz\" }\ntest = { path = \"test.npz\" }\n", "");
+    let recipe = recipe().replace("validation = { path = \"validation.npz\" }\ntest = { path = \"test.npz\" }\n", "");
     workplace.write_recipe(&recipe.replace("validate = { every_steps = 30 }", ""));
     let (code, message) = optimize(&["--max-drop", "20%"]);
     assert!(code == 2 && message.contains("data that was not learnt from"), "{message}");
