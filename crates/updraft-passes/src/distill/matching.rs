@@ -104,7 +104,8 @@ impl Match {
             _ => return same_shape(graph, student, teacher).map(|()| (student, None)),
         };
         let is_channels = rank >= 3 && axis == 1;
-        if !is_channels && !(axis == rank - 1 && (2..=3).contains(&rank)) {
+        let is_width = axis == rank - 1 && (2..=3).contains(&rank);
+        if !(is_channels || is_width) {
             let problem = format!(
                 "is {} but {:?} of the teacher is {}; a regressor can only change the width, which is axis 1 of \
                  pictures and the last of rows",

@@ -27,6 +27,8 @@ use crate::stage::{Network, Stages};
 use crate::table::table;
 use crate::{model, output};
 
+mod aware;
+
 /// Make a model smaller and faster by writing its numbers in fewer bits
 ///
 /// The answer lists what became of every node, and why some stay float. Where the recipe has test data, the model is
@@ -112,6 +114,11 @@ pub struct Args {
     /// How weights are rounded.
     #[arg(long, value_enum, value_name = "METHOD", default_value_t = Rounding::Nearest)]
     rounding: Rounding,
+
+    /// Then train so many steps with the rounding in the loop, as the recipe says but at a tenth of its learning rate,
+    /// with the model of floats as the teacher; for `static`.
+    #[arg(long, value_name = "STEPS")]
+    aware: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -181,7 +188,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let before = import(&store, &loaded.model)?;
     let start_ns = context.clock.monotonic_ns();
     let mut parents = vec![before.digest];
-    let made = match &stages {
+    let mut made = match &stages {
         Some(stages) if needs_batches(&settings) => {
             let data = stages.data("train", &stages.loaded.recipe.data.train)?;
             parents.push(data.digest);
@@ -191,6 +198,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         }
         _ => quantize(&CpuEngine::new(context.threads)?, &loaded.model.graph, &settings, None)?,
     };
+    if let (Some(steps), Some(stages), Form::Static(form)) = (args.aware, &stages, &settings.form) {
+        let data = stages.data("train", &stages.loaded.recipe.data.train)?;
+        let moved = args.equalize || args.smooth || args.awq;
+        let from_codes = moved || args.bias_correction || args.rounding != Rounding::Nearest;
+        let graphs = (&loaded.model.graph, &made.graph);
+        made.graph = aware::train(steps, context, stages, &data, graphs, &form.scheme, from_codes)?;
+    }
     let elapsed_ns = context.clock.monotonic_ns() - start_ns;
     let model = Model { graph: made.graph.clone(), ..loaded.model.clone() };
     let bytes = model::encode(&model)?;
@@ -214,6 +228,7 @@ impl Args {
             ("--symmetric", self.symmetric, &[Mode::Static]),
             ("--calibration", self.calibration.is_some(), &[Mode::Static]),
             ("--bias-correction", self.bias_correction, &[Mode::Static]),
+            ("--aware", self.aware.is_some(), &[Mode::Static]),
             ("--bits", self.bits.is_some(), &[Mode::WeightOnly]),
             ("--block", self.block.is_some(), &[Mode::WeightOnly]),
             ("--per-tensor", self.per_tensor, &[Mode::Static, Mode::Dynamic]),
@@ -246,7 +261,7 @@ impl Args {
             "bits": self.bits, "block": self.block, "percentile": self.percentile,
             "calibration": self.calibration.and_then(|c| word(c.to_possible_value())),
             "per_tensor": self.per_tensor, "reduce_range": self.reduce_range, "mse_weights": self.mse_weights,
-            "equalize": self.equalize, "bias_correction": self.bias_correction,
+            "equalize": self.equalize, "bias_correction": self.bias_correction, "aware": self.aware,
             "smooth": self.smooth, "awq": self.awq, "rounding": word(self.rounding.to_possible_value()),
         })
     }
