@@ -5,7 +5,7 @@ use updraft_graph::{Attributes, DType, OpError, Tensor, UPDRAFT_DOMAIN};
 
 use crate::cpu::kernel::{Kernel, TileKernel};
 use crate::cpu::layout::Layout;
-use crate::cpu::{batch_norm, conv, copy, dropout, fake_quantize, gather, loss, pool, reduce, rows, update};
+use crate::cpu::{batch_norm, conv, copy, dropout, fake_quantize, gather, loss, pool, quantized, reduce, rows, update};
 
 /// One operand of a node being built.
 #[derive(Debug, Clone)]
@@ -148,6 +148,7 @@ const TABLE: &[(&str, &str, Builder)] = &[
     ("", "BatchNormalization", batch_norm::inference),
     ("", "Concat", copy::concat),
     ("", "Conv", conv::build::conv),
+    ("", "DynamicQuantizeLinear", quantized::dynamic_quantize),
     ("", "Gather", gather::gather),
     ("", "GlobalAveragePool", pool::global_average),
     ("", "LayerNormalization", rows::layer_norm),

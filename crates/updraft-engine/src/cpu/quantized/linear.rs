@@ -41,7 +41,8 @@ pub(super) fn find(scope: &Scope, id: NodeId) -> Option<IntegerStep> {
         return None;
     }
     match node.op.as_str() {
-        "Conv" | "Gemm" | "MatMul" => float_product(scope, id, node),
+        "MatMul" => float_product(scope, id, node).or_else(|| activations(scope, id, node)),
+        "Conv" | "Gemm" => float_product(scope, id, node),
         "QLinearConv" | "QLinearMatMul" => qlinear(scope, id, node),
         "ConvInteger" | "MatMulInteger" => integer_product(scope, id, node),
         _ => None,
@@ -144,6 +145,31 @@ fn float_product(scope: &Scope, id: NodeId, node: &Node) -> Option<IntegerStep> 
     };
     let linear = Linear { node: id, form, input: bytes, weights, bias, finish, dynamic: Dynamic::default() };
     Some(IntegerStep { nodes: chain.nodes, operands, output: chain.value, work: Work::Linear(Box::new(linear)) })
+}
+
+/// MatMul of two matrices or stacks of dequantized codes.
+fn activations(scope: &Scope, id: NodeId, node: &Node) -> Option<IntegerStep> {
+    let graph = scope.graph;
+    let ((a, left), (b, right)) = (codes_behind(graph, input(node, 0)?)?, codes_behind(graph, input(node, 1)?)?);
+    let inputs = [left.bytes()?, right.bytes()?];
+    let value = node.outputs.first().copied()??;
+    let is_stack = |v: ValueId| graph.known_shape(v).is_some_and(|s| s.len() >= 2 && !s.contains(&0));
+    if ![a, b, value].into_iter().all(is_stack) {
+        return None;
+    }
+    let unit = left.scale * right.scale;
+    let mut nodes = vec![id];
+    let (output, finish) = match quantization(scope, value) {
+        Some(end) => {
+            nodes.extend(end.nodes);
+            let multipliers = vec![unit / end.affine.scale];
+            let (min, max) = end.limits;
+            let finish = Requantize { multipliers, output: end.affine.bytes()?, min, max, residual: None };
+            (end.codes, Finish::Requantize(finish))
+        }
+        None => (value, Finish::Dequantize { multipliers: vec![unit], bias: Vec::new() }),
+    };
+    Some(IntegerStep { nodes, operands: vec![a, b], output, work: Work::Activations { inputs, finish } })
 }
 
 /// A bias in units of the sums. Rounding it errs by half a unit, which is `multiplier / 2` steps of the output: where

@@ -11,7 +11,10 @@ use updraft_graph::{DType, OpError};
 use super::bytes::{BinaryBytes, MapBytes, PoolBytes, Pooling};
 use super::linear::{Dynamic as DynamicOperands, Form, Linear};
 use super::recognize::{IntegerStep, Work};
-use super::{ActivationLayout, Dynamic, Finish, QuantizedConv, QuantizedProduct, Run, Weights};
+use super::{
+    ActivationLayout, ActivationMatrix, ActivationProduct, Bytes, Dynamic, Finish, QuantizedConv, QuantizedProduct,
+    Run, Weights,
+};
 use crate::cpu::build::{Build, Built};
 use crate::cpu::conv::ConvGeometry;
 use crate::cpu::copy;
@@ -23,6 +26,23 @@ use crate::cpu::lower::{Lowering, Static};
 pub(in crate::cpu) fn lower(cx: &mut Lowering<'_>, step: &IntegerStep) -> Result<(), OpError> {
     let (built, operands, layout) = match &step.work {
         Work::Linear(linear) => linear_step(cx, step, linear)?,
+        Work::Activations { inputs, finish } => {
+            let shape = cx.shape(step.output);
+            let (a, b) = (cx.static_input(step.operands[0])?, cx.static_input(step.operands[1])?);
+            let (batch, matrix) = shape.split_at(shape.len() - 2);
+            let operand = |value: &Static, bytes: Bytes| {
+                let rank = value.layout.shape.len();
+                let full = [batch, &value.layout.shape[rank - 2..]].concat();
+                let strides = value.layout.broadcast_to(&full).strides;
+                let (batch, matrix) = strides.split_at(batch.len());
+                ActivationMatrix { bytes, batch: batch.to_vec(), row: matrix[0], column: matrix[1] }
+            };
+            let depth = a.layout.shape.last().copied().unwrap_or(1);
+            let (left, right) = (operand(&a, inputs[0]), operand(&b, inputs[1]));
+            let product = ActivationProduct::new(batch, [matrix[0], depth, matrix[1]], left, right, finish.clone())?;
+            let scratch = product.scratch_bytes();
+            (Built::whole(ActivationKernel(product)).scratch(scratch), vec![a, b], Layout::contiguous(&shape))
+        }
         Work::Table(table) => {
             let (input, layout) = dense(cx, step.operands[0])?;
             (Built::whole(MapBytes(table.clone())), vec![input], layout)
@@ -197,6 +217,16 @@ fn linear_step(
         residual: (!is_dynamic && operands.len() > 1).then_some(1),
     };
     Ok((Built::whole(kernel).scratch(scratch), operands, layout))
+}
+
+struct ActivationKernel(ActivationProduct);
+
+impl Kernel for ActivationKernel {
+    fn run(&self, io: &mut Io<'_>, pool: &Pool) -> Result<(), OpError> {
+        let (left, right, scratch) = (io.input::<u8>(0), io.input::<u8>(1), io.scratch::<u8>());
+        self.0.run(pool, left, right, scratch, io.output::<u8>(0));
+        Ok(())
+    }
 }
 
 enum Plan {

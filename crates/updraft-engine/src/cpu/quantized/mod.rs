@@ -22,6 +22,7 @@ mod conv;
 mod dense;
 mod depthwise;
 mod dot;
+mod dynamic;
 mod finish;
 mod lanes;
 mod linear;
@@ -36,6 +37,7 @@ mod unary;
 pub(crate) use self::activation_product::{ActivationMatrix, ActivationProduct};
 pub(super) use self::constant::dequantized;
 pub(crate) use self::conv::QuantizedConv;
+pub(super) use self::dynamic::dynamic_quantize;
 pub(super) use self::moves::rewrite;
 pub(crate) use self::product::{QuantizedProduct, WeightOrder};
 

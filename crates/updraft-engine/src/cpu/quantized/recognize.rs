@@ -14,6 +14,7 @@ use super::bytes::PoolBytes;
 use super::linear::{self, Linear};
 use super::lower::windows_of;
 use super::unary;
+use super::{Bytes, Finish};
 
 /// A step in integers, computed where the last of its nodes stands.
 pub(in crate::cpu) struct IntegerStep {
@@ -29,6 +30,11 @@ pub(in crate::cpu) struct IntegerStep {
 pub(super) enum Work {
     /// A convolution or a product with constant weights.
     Linear(Box<Linear>),
+    /// A product of two activations.
+    Activations {
+        inputs: [Bytes; 2],
+        finish: Finish,
+    },
     /// A function of one code, as the output byte for each byte.
     Table(Box<[u8; 256]>),
     Binary(Binary),
