@@ -172,7 +172,7 @@ impl Builder {
         let outputs = self.pick(&[4usize, 8, 20]);
         let (groups, outputs) = match self.below(4) {
             0 => (channels, channels),
-            1 if channels % 2 == 0 => (2, outputs),
+            1 if channels.is_multiple_of(2) => (2, outputs),
             _ => (1, outputs),
         };
         let kernel = self.pick(&[1usize, 3]);

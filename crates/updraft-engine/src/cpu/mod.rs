@@ -4,7 +4,8 @@
 //!
 //! 1. `shapes` puts concrete sizes in, infers all shapes and folds what depends on constants only;
 //! 2. `lower` turns nodes into [`Step`](step::Step)s: views cost nothing ([`layout`]), neighbours that can share a
-//!    tile of memory become one step ([`group`](lower)), all others get a kernel from the table in [`build`], and what has no
+//!    tile of memory become one step ([`group`](lower)), what [`quantized`] graphs compute between codes becomes
+//!    steps in integers, all others get a kernel from the table in [`build`], and what has no
 //!    kernel is left to the reference evaluation;
 //! 3. `arena` gives every intermediate value an offset in one allocation by its lifetime;
 //! 4. `session` runs the steps and keeps the state.

@@ -240,7 +240,7 @@ fn multipliers(channels: usize, terms: usize, salt: u32) -> Vec<f32> {
 
 fn finish(geometry: &ConvGeometry, salt: u32, kind: usize, output: Bytes, residual: Bytes) -> Finish {
     let terms = geometry.weights_len() / geometry.output_channels;
-    let count = if salt % 3 == 0 { 1 } else { geometry.output_channels };
+    let count = if salt.is_multiple_of(3) { 1 } else { geometry.output_channels };
     let multipliers = multipliers(count, terms, salt);
     let least = if output.signed { -128 } else { 0 };
     match kind {
