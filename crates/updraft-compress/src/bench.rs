@@ -76,11 +76,13 @@ pub struct BenchSettings {
     pub machine: String,
     /// The arithmetic of the target.
     pub arithmetic: Arithmetic,
-    /// When the search must end, by the clock; what is left is for the holdout.
-    pub search_deadline_ns: u64,
-    /// When the time is over.
+    /// When the time is over, by the clock.
     pub deadline_ns: u64,
 }
+
+/// The search leaves time for the original and this many candidates to be scored on the holdout, at the pace of the
+/// search split: the first is nearly always confirmed.
+const HOLDOUT_CANDIDATES: u64 = 2;
 
 /// Samples on which the divergence of a single unit is measured: what published rankings of sensitivity take.
 const SENSITIVITY_SAMPLES: u64 = 64;
@@ -99,6 +101,7 @@ pub struct Bench<'a> {
     ranges: forms::Ranges,
     /// When the time is over for what is going on: the search, then the holdout.
     deadline_ns: u64,
+    start_ns: u64,
 }
 
 struct Current {
@@ -112,7 +115,8 @@ impl<'a> Bench<'a> {
     /// A bench with nothing on it.
     pub fn new(tools: Tools<'a>, settings: BenchSettings) -> Bench<'a> {
         Bench {
-            deadline_ns: settings.search_deadline_ns,
+            deadline_ns: settings.deadline_ns,
+            start_ns: tools.clock.monotonic_ns(),
             tools,
             settings,
             original: None,
@@ -293,6 +297,7 @@ impl<'a> Bench<'a> {
                     "task": format!("{:?}", self.tools.task), "arithmetic": self.settings.arithmetic,
                 });
                 let origin = self.origin("scores", recipe, vec![digest]);
+                let before_ns = self.tools.clock.monotonic_ns();
                 let block = self.kept(&origin, |bench| {
                     let mut block = Scores::default();
                     for batch in source.batches(from)?.take((to - from) as usize) {
@@ -303,7 +308,12 @@ impl<'a> Bench<'a> {
                     Ok(block)
                 });
                 match block {
-                    Ok(block) => scores.extend(block),
+                    Ok(block) => {
+                        if split == "search" {
+                            self.reserve(self.tools.clock.monotonic_ns() - before_ns, block.len() as u64);
+                        }
+                        scores.extend(block);
+                    }
                     Err(error) => {
                         self.scores.insert((digest, split), scores);
                         return Err(error);
@@ -316,7 +326,17 @@ impl<'a> Bench<'a> {
         Ok(scores)
     }
 
-    /// Looks at a split until the answer is clear.
+    /// Ends the search early enough for the holdout, given how long some samples took; at most half of the time is kept
+    /// free.
+    fn reserve(&mut self, elapsed_ns: u64, samples: u64) {
+        let per_sample_ns = elapsed_ns / samples.max(1);
+        let needed_ns =
+            per_sample_ns.saturating_mul(self.tools.splits.holdout.len()).saturating_mul(HOLDOUT_CANDIDATES + 1);
+        let most_ns = self.settings.deadline_ns.saturating_sub(self.start_ns) / 2;
+        self.deadline_ns = self.deadline_ns.min(self.settings.deadline_ns - needed_ns.min(most_ns));
+    }
+
+    /// Looks at a split until the answer is clear. Where the time ends before, what was seen of the holdout counts.
     fn judge(
         &mut self,
         candidate: &Candidate,
@@ -334,8 +354,13 @@ impl<'a> Bench<'a> {
         for look in looks(len, alpha).iter() {
             // Whole batches: the samples that are there anyway.
             let samples = (look.samples.div_ceil(batch_size) * batch_size).min(len);
-            let original = self.scores(&Candidate::default(), split, samples)?;
-            let scores = self.scores(candidate, split, samples)?;
+            let both = self
+                .scores(&Candidate::default(), split, samples)
+                .and_then(|original| Ok((original, self.scores(candidate, split, samples)?)));
+            let (original, scores) = match both {
+                Err(CompressError::TimeLimit) if last.is_some() && split == "holdout" => break,
+                both => both?,
+            };
             let samples = samples as usize;
             let judgement = self.judgement(&original.first(samples), &scores.first(samples), look.alpha);
             let verdict = Verdict::of(&judgement.drop, limit);

@@ -55,6 +55,24 @@ fn unknown_keys_are_named_with_line_and_nearest_known_key() {
 }
 
 #[test]
+fn limits_of_a_search_are_written_with_their_units() {
+    let rows = [
+        ("max_drop = \"1\"", "updraft.toml:18: `1` is not a percentage"),
+        ("time_limit = \"30\"", "updraft.toml:18: `30` is not a time"),
+        ("target = \"sse2\"", "updraft.toml:18: unknown key `sse2`"),
+        (
+            "prune = { ratios = [0.5, 0.25] }",
+            "`optimize.prune.ratios` must be shares between 0 and 1, in growing order",
+        ),
+        ("max_dorp = \"1%\"", "did you mean `max_drop`?"),
+    ];
+    for (line, expected) in rows {
+        let found = message("peak = 0.1", &format!("peak = 0.1\n[optimize]\n{line}"));
+        assert!(found.contains(expected), "{line}: {found}");
+    }
+}
+
+#[test]
 fn wrong_values_are_named_with_line_and_what_is_wrong() {
     let rows = [
         ("steps = 10", "steps = 10\nepochs = 1", "updraft.toml:10: `train.epochs` and `steps` exclude each other"),

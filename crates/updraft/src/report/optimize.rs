@@ -36,22 +36,20 @@ fn before_and_after(account: &Account) -> Markup {
     let share = |value: Option<f64>| value.map(|v| format!("{:.2} of it", v));
     let of_sizes = || Some(after.size_bytes? as f64 / before.size_bytes? as f64);
     let of_costs = || Some(after.speed.as_ref()?.cost_ns?.estimate / before.speed.as_ref()?.cost_ns?.estimate);
-    let rows: Vec<(&str, Option<String>, Option<String>, Option<String>)> = vec![
-        ("model", Some(before.name.clone()), Some(after.name.clone()), None),
+    let of_times = || Some(after.speed.as_ref()?.latency_ratio.estimate);
+    let rows = [
+        ("model", [Some(before.name.clone()), Some(after.name.clone()), None]),
         (
             account.metric.name(),
-            judgement.map(|j| metric_value(account.metric, j.original)),
-            judgement.map(|j| metric_value(account.metric, j.candidate)),
-            judgement.map(|j| format!("drop {}", show_drop(j))),
+            [
+                judgement.map(|j| metric_value(account.metric, j.original)),
+                judgement.map(|j| metric_value(account.metric, j.candidate)),
+                judgement.map(|j| format!("drop {}", show_drop(j))),
+            ],
         ),
-        (
-            "time of one answer",
-            time(before),
-            time(after),
-            share(after.speed.as_ref().map(|s| s.latency_ratio.estimate)),
-        ),
-        ("time a sample in large batches", cost(before), cost(after), share(of_costs())),
-        ("size", size(before), size(after), share(of_sizes())),
+        ("time of one answer", [time(before), time(after), share(of_times())]),
+        ("time a sample in large batches", [cost(before), cost(after), share(of_costs())]),
+        ("size", [size(before), size(after), share(of_sizes())]),
     ];
     let samples = judgement.map_or(0, |j| j.samples);
     html! {
@@ -65,7 +63,7 @@ fn before_and_after(account: &Account) -> Markup {
             table.list {
                 thead { tr { th {} th { "before" } th { "after" } th {} } }
                 tbody {
-                    @for (name, before, after, note) in &rows {
+                    @for (name, [before, after, note]) in &rows {
                         tr {
                             th scope="row" { (name) }
                             td { (before.as_deref().unwrap_or("–")) }

@@ -63,9 +63,6 @@ const EMULATED_SAMPLES: u64 = 256;
 /// Steps of recovery where the recipe does not say: one epoch of a small dataset, a taste of a large one.
 const RECOVERY_STEPS_MAX: u64 = 500;
 
-/// The share of the time limit that the search may take; the rest is for what must follow it.
-const SEARCH_SHARE: f64 = 0.9;
-
 impl Account {
     /// What is wrong with the result, where something is: only the original is within the limit.
     pub(crate) fn unmet(&self) -> Option<String> {
@@ -177,7 +174,6 @@ impl Stages<'_> {
             recovery_rate: section.prune.learning_rate.unwrap_or(train_section.learning_rate.peak / 3.0),
             machine: machine.clone(),
             arithmetic: section.target.map_or(Arithmetic::Exact, Target::arithmetic),
-            search_deadline_ns: start_ns.saturating_add((limit_ns as f64 * SEARCH_SHARE) as u64),
             deadline_ns: start_ns.saturating_add(limit_ns),
         };
         let progress = self.context.progress;
