@@ -6,7 +6,10 @@ use updraft_base::random::{Key, fill_uniform};
 use updraft_graph::eval::evaluate;
 use updraft_graph::zoo::{self, Options, Setting};
 use updraft_graph::{Attribute, DType, Graph, Tensor, ValueId, ValueType, dim::dims};
-use updraft_passes::quantize::{Decision, Range, RoundedWeights, Scheme, insert, observed, prepare, units};
+use updraft_passes::quantize::{
+    Decision, EQUALIZE, Half, Range, RoundedWeights, Scheme, bias_probe, correct_biases, dynamic, half, insert,
+    observed, prepare, units,
+};
 use updraft_passes::{PassError, Promise, Report};
 
 fn numbers(seed: u64, shape: &[usize]) -> Tensor {
@@ -333,4 +336,112 @@ fn networks_of_the_zoo_are_quantized_but_for_what_has_no_integer_form() {
         let found = signal_to_noise(&expected[0], &evaluate(&made, &given(&graph, &x)).unwrap()[0]);
         assert!(found > least, "{name}: {found}");
     }
+}
+
+/// A chain of layers whose channels differ by factors of a hundred, which the next layer takes back.
+fn uneven() -> Graph {
+    let mut g = Graph::new("uneven");
+    let x = input(&mut g, &[1, 4, 6, 6]);
+    let scaled = |seed: u64, shape: &[usize], factor: f32| {
+        let mut weights = numbers(seed, shape);
+        let per_channel = weights.len() / shape[0];
+        let all = weights.as_mut_slice::<f32>().unwrap().iter_mut().enumerate();
+        all.for_each(|(i, w)| *w *= factor.powi((i / per_channel % 3) as i32));
+        weights
+    };
+    let w1 = g.add_constant("w1", scaled(1, &[8, 4, 3, 3], 10.0));
+    let w2 = g.add_constant("w2", scaled(3, &[8, 1, 3, 3], 0.1));
+    let (b1, b2) = (constant(&mut g, "b1", 2, &[8]), constant(&mut g, "b2", 4, &[8]));
+    let (w3, b3) = (constant(&mut g, "w3", 5, &[8 * 9, 5]), constant(&mut g, "b3", 6, &[5]));
+    let y = g.op("Conv", &[x, w1, b1], []).unwrap();
+    let y = g.op("Relu", &[y], []).unwrap();
+    let y = g.op("Conv", &[y, w2, b2], [("group", 8i64.into()), ("pads", [1i64, 1, 1, 1].into())]).unwrap();
+    let y = g.op("Relu", &[y], []).unwrap();
+    let y = g.op("MaxPool", &[y], [("kernel_shape", [2i64, 2].into())]).unwrap();
+    let y = g.op("Flatten", &[y], []).unwrap();
+    let y = g.op("Gemm", &[y, w3, b3], []).unwrap();
+    g.push_output(y);
+    g
+}
+
+#[test]
+fn equalization_saves_networks_whose_channels_differ_and_changes_nothing_else() {
+    let x = numbers(9, &[1, 4, 6, 6]);
+    let graph = uneven();
+    let mut equal = graph.clone();
+    let mut pipeline = updraft_passes::pipeline::Pipeline::new(&mut equal);
+    pipeline.run(EQUALIZE).unwrap();
+    let reports = pipeline.finish();
+    // The convolutions, and the second with the product behind pooling and flattening.
+    assert_eq!(reports[0].changes.len(), 2, "{reports:?}");
+    let answer = |g: &Graph| evaluate(g, &given(g, &x)).unwrap().remove(0);
+    let expected = answer(&graph);
+    assert!(signal_to_noise(&expected, &answer(&equal)) > 1e8);
+    let scheme = Scheme { per_channel: false, ..Scheme::default() };
+    let noise = |g: &Graph| signal_to_noise(&expected, &answer(&quantized(g, &scheme, &x).0));
+    assert!(noise(&equal) > 2.0 * noise(&graph), "{} {}", noise(&equal), noise(&graph));
+}
+
+#[test]
+fn corrected_biases_give_layers_the_mean_they_had() {
+    let x = numbers(9, &[1, 4, 6, 6]);
+    let scheme = Scheme { weights: DType::I4, ..Scheme::default() };
+    let mut graph = residual();
+    prepare(&mut graph).unwrap();
+    let ranges = ranges(&graph, &scheme, &x);
+    let shifts = |graph: &Graph| {
+        let probe = bias_probe(graph, &scheme, &ranges, &BTreeMap::new()).unwrap();
+        let means = evaluate(&probe.graph, &given(graph, &x)).unwrap();
+        let pairs = means.chunks_exact(2).map(|pair| {
+            let (float, integer) = (pair[0].to_f64().unwrap(), pair[1].to_f64().unwrap());
+            float.iter().zip(&integer).map(|(f, i)| f - i).collect::<Vec<f64>>()
+        });
+        probe.layers.into_iter().zip(pairs).collect::<BTreeMap<String, Vec<f64>>>()
+    };
+    let wanted = shifts(&graph);
+    assert_eq!(wanted.len(), 3);
+    assert!(wanted.values().flatten().any(|s| s.abs() > 1e-3));
+    let mut moved = graph.clone();
+    correct_biases(&mut moved, &scheme, &wanted, &mut report()).unwrap();
+    // The floats moved by what integers lack.
+    let before = evaluate(&graph, &given(&graph, &x)).unwrap().remove(0);
+    let integers = |graph: &Graph| {
+        let mut made = graph.clone();
+        insert(&mut made, &scheme, &ranges, &BTreeMap::new(), &mut report()).unwrap();
+        evaluate(&made, &given(graph, &x)).unwrap().remove(0)
+    };
+    assert!(signal_to_noise(&before, &integers(&moved)) > signal_to_noise(&before, &integers(&graph)));
+}
+
+#[test]
+fn products_of_values_as_they_come_share_their_codes_and_keep_biases() {
+    let x = numbers(9, &[1, 4, 6, 6]);
+    let mut graph = residual();
+    prepare(&mut graph).unwrap();
+    let expected = evaluate(&graph, &given(&graph, &x)).unwrap().remove(0);
+    let decisions = dynamic(&mut graph, &Scheme::default(), &mut report()).unwrap();
+    assert_eq!(decisions.iter().filter(|d| d.quantized).count(), 3);
+    assert_eq!((count(&graph, "ConvInteger"), count(&graph, "MatMulInteger")), (2, 1));
+    let made = evaluate(&graph, &given(&graph, &x)).unwrap().remove(0);
+    assert!(signal_to_noise(&expected, &made) > 1e3);
+}
+
+#[test]
+fn half_precision_leaves_out_what_leaves_its_range() {
+    let mut g = Graph::new("large");
+    let x = input(&mut g, &[1, 4]);
+    let large = g.add_constant("large", Tensor::new(&[4, 4], &[1e5f32; 16]).unwrap());
+    let small = g.add_constant("small", Tensor::new(&[4, 4], &[1e-9f32; 16]).unwrap());
+    let a = g.op("MatMul", &[x, large], []).unwrap();
+    let b = g.op("MatMul", &[a, small], []).unwrap();
+    let y = g.op("Relu", &[b], []).unwrap();
+    g.push_output(y);
+    let options = Half { dtype: DType::F16, exclude: Default::default() };
+    let decisions = half(&mut g.clone(), &options, &BTreeMap::new(), &mut report()).unwrap();
+    assert!(decisions[0].reason.contains("1.000e5"), "{decisions:?}");
+    assert!(decisions[1].reason.contains("vanish"), "{decisions:?}");
+    assert!(decisions[2].quantized);
+    let reached = BTreeMap::from([("Relu".to_owned(), Range { min: 0.0, max: 4e4 })]);
+    let decisions = half(&mut g, &options, &reached, &mut report()).unwrap();
+    assert!(decisions[2].reason.contains("reaches 4.000e4"), "{decisions:?}");
 }

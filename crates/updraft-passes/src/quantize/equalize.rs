@@ -134,10 +134,10 @@ fn pairs(graph: &Graph, report: &mut Report) -> Result<Vec<Pair>, PassError> {
         let mut at = id;
         let refusal = loop {
             let [Some(v)] = graph.node(at).outputs[..] else { break "it makes more than one value".to_owned() };
-            let [reader] = graph.value(v).consumers() else { break "what it makes is read more than once".to_owned() };
             if names.contains(graph, v) {
                 break "what it makes is an output".to_owned();
             }
+            let [reader] = graph.value(v).consumers() else { break "what it makes is read more than once".to_owned() };
             let node = graph.node(*reader);
             if let Some(second) = inputs_of(graph, *reader, v, repeat) {
                 if second.axis / second.repeat != channels {

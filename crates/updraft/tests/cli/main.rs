@@ -3,6 +3,7 @@
 mod kill;
 mod optimize;
 mod prune;
+mod quantize;
 mod workplace;
 
 use clap::CommandFactory;
