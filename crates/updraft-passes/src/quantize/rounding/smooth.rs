@@ -131,8 +131,14 @@ fn divide(
         }
         ("Mul", Some(a), Some(b)) => match (is_constant(a), is_constant(b)) {
             (true, true) => Err(format!("{} is constant", label())),
-            (true, false) => Ok(edits.extend(vector(0)?)),
-            (false, true) => Ok(edits.extend(vector(1)?)),
+            (true, false) => {
+                edits.extend(vector(0)?);
+                Ok(())
+            }
+            (false, true) => {
+                edits.extend(vector(1)?);
+                Ok(())
+            }
             (false, false) => {
                 let mut found = edits.clone();
                 if a != b && through(b, &mut found).is_ok() {
