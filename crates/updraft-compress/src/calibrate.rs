@@ -159,10 +159,8 @@ impl Observer {
         let mut tensors = Vec::with_capacity(self.inputs.len());
         for input in &mut self.inputs {
             let tensor = input.of(batch)?;
-            if tensor.dtype() == DType::F32 {
-                if let Some(histogram) = &mut input.histogram {
-                    count(histogram, &mut self.scratch[0], &input.name, &tensor, batch)?;
-                }
+            if let Some(histogram) = input.histogram.as_mut().filter(|_| tensor.dtype() == DType::F32) {
+                count(histogram, &mut self.scratch[0], &input.name, &tensor, batch)?;
             }
             tensors.push((input.name.clone(), tensor));
         }

@@ -28,7 +28,7 @@ fn prepared(entry: &str, given: &[(&str, Setting)]) -> Graph {
 
 fn gpt() -> Graph {
     let given = [("vocabulary", 31), ("context", CONTEXT), ("layers", 2), ("heads", 2), ("width", 32)];
-    prepared("gpt", &given.map(|(name, n)| (name, Setting::Integer(n.try_into().unwrap()))))
+    prepared("gpt", &given.map(|(name, n)| (name, Setting::Integer(n))))
 }
 
 /// Batches of tokens in which each follows from the one before, more or less; the last batch is half padding.

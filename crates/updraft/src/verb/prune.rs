@@ -308,10 +308,8 @@ struct Watch<'a> {
 impl Observer for Watch<'_> {
     fn observe(&mut self, event: &Event) {
         if let Event::Stepped { step, steps, .. } = event {
-            if *step == 1 {
-                if let Some(done) = self.shown.take() {
-                    done.finish();
-                }
+            if let Some(done) = self.shown.take_if(|_| *step == 1) {
+                done.finish();
             }
             self.shown.get_or_insert_with(|| TrainingProgress::new(self.progress, *steps));
         }

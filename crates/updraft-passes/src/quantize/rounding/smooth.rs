@@ -462,14 +462,14 @@ mod tests {
                     let next = 1 + draw(at + 2, 7);
                     let (w, c) = (
                         constant(&mut graph, at, &[next, columns]),
-                        constant(&mut graph, at + 1, &[[next].as_slice(), &[1]][draw(at + 3, 2)].to_vec()),
+                        constant(&mut graph, at + 1, [[next].as_slice(), &[1]][draw(at + 3, 2)]),
                     );
                     columns = next;
                     op(&mut graph, "Gemm", &[x, w, c], [("transB", 1i64.into()), ("beta", 0.5f32.into())].into())
                 }
                 6 => op(&mut graph, "Relu", &[x], [].into()),
                 7 => {
-                    let c = constant(&mut graph, at, &[[columns].as_slice(), &[]][draw(at + 3, 2)].to_vec());
+                    let c = constant(&mut graph, at, [[columns].as_slice(), &[]][draw(at + 3, 2)]);
                     op(&mut graph, ["Add", "Sub", "Mul"][draw(at + 2, 3)], &[c, x], [].into())
                 }
                 8 => {
