@@ -378,7 +378,7 @@ impl Default for EvaluateSection {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSection {
-    /// A file to write besides the copy among the run's files.
+    /// A file to write besides the copy among the run's files: the optimized model, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }

@@ -100,7 +100,10 @@ pub(crate) struct Results {
     pub(crate) trained: TrainedModel,
     pub(crate) evaluation: Option<(Metrics, Digest)>,
     pub(crate) optimized: Option<Optimized>,
+    /// What was trained. The same recipe, data and seed give the same bits.
     pub(crate) export: Network,
+    /// What the search chose, which also depends on measured times.
+    pub(crate) optimized_export: Option<Network>,
 }
 
 impl<'a> Stages<'a> {
@@ -125,9 +128,11 @@ impl<'a> Stages<'a> {
         let data: Vec<_> = data.into_iter().filter_map(|(split, data)| Some((split, data?))).collect();
         let section = self.loaded.recipe.optimize.as_ref();
         let optimized = section.map(|section| self.optimize(section, &trained.network, &data)).transpose()?;
-        let last = optimized.as_ref().map_or(&trained.network, |o| &o.network);
-        let export = self.export(last, data.first().map(|(_, train)| train))?;
-        Ok(Results { data, network, trained, evaluation, optimized, export })
+        let facts = data.first().map(|(_, train)| train);
+        let export = self.export("export", &trained.network, facts)?;
+        let optimized_export =
+            optimized.as_ref().map(|o| self.export("export.optimized", &o.network, facts)).transpose()?;
+        Ok(Results { data, network, trained, evaluation, optimized, export, optimized_export })
     }
 
     /// How the stages went, in order.
@@ -307,10 +312,10 @@ impl<'a> Stages<'a> {
     }
 
     /// The model with what its users need to know beside the weights.
-    pub(crate) fn export(&self, network: &Network, data: Option<&Data>) -> Result<Network, Failure> {
+    pub(crate) fn export(&self, stage: &str, network: &Network, data: Option<&Data>) -> Result<Network, Failure> {
         let notes = data.map(|data| notes(data.dataset.facts())).unwrap_or_default();
         let origin = self.origin("export", json!({ "metadata": notes }), vec![network.digest]);
-        let (artifact, bytes) = self.answer("export", origin, || {
+        let (artifact, bytes) = self.answer(stage, origin, || {
             let mut model = network.model.clone();
             model.metadata.retain(|(key, _)| !notes.iter().any(|(k, _)| k == key));
             model.metadata.extend(notes.iter().cloned());

@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let batch = stages.loaded.recipe.train.batch;
     let teaching = teaching(args, &teacher, &student.model.graph, batch)?;
     let trained = stages.train_with(&student, &train, validation.as_ref(), Some(&teaching))?;
-    let export = stages.export(&trained.network, Some(&train))?;
+    let export = stages.export("export", &trained.network, Some(&train))?;
 
     // Each on data that none of them learnt from, where it has labels.
     let judged = [("test", test.as_ref()), ("validation", validation.as_ref())];

@@ -14,8 +14,8 @@ use crate::{output, report, verb};
 /// Do all that a recipe says: train, evaluate, optimize, export, report
 ///
 /// Each stage is kept in the store under what determined it. A stage of which nothing has changed is reused, a training
-/// that was killed goes on where it was. The model, `report.html` and `report.json` are written to `runs/NAME` in the
-/// store's folder.
+/// that was killed goes on where it was. The model, what `[optimize]` made of it, `report.html` and `report.json`
+/// are written to `runs/NAME` in the store's folder.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The recipe: an `updraft.toml`, or the folder that holds it.
@@ -34,8 +34,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         ("report_json", folder.join("report.json"), report.1),
         ("report_html", folder.join("report.html"), page.1),
     ];
+    let mut last = model;
+    if let Some(optimized) = &results.optimized_export {
+        last = stages.store.get(&optimized.digest)?;
+        files.push(("optimized", folder.join("optimized.onnx"), last.to_vec()));
+    }
     if let Some(path) = &stages.loaded.recipe.export.path {
-        files.push(("export", stages.loaded.folder.join(path), model.to_vec()));
+        files.push(("export", stages.loaded.folder.join(path), last.to_vec()));
     }
     for (_, path, bytes) in &files {
         output::write(path, bytes)?;
@@ -51,6 +56,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     artifacts.extend(results.evaluation.as_ref().map(|(_, digest)| ("evaluation".into(), json!(digest))));
     if let Some(optimized) = &results.optimized {
         artifacts.insert("optimized".into(), json!(optimized.network.digest));
+        artifacts.extend(results.optimized_export.as_ref().map(|o| ("optimized_export".into(), json!(o.digest))));
         artifacts.insert("optimization".into(), json!(optimized.account_digest));
     }
     artifacts.insert("export".into(), json!(results.export.digest));
@@ -60,6 +66,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let json = json!({
         "name": stages.loaded.name,
         "model_digest": results.export.digest,
+        "optimized_digest": results.optimized_export.as_ref().map(|o| o.digest),
         "metrics": report::metrics(&results),
         "seed": stages.seed,
         "training": { "steps": history.record.step, "elapsed_ns": history.elapsed_ns },
@@ -81,6 +88,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         text.push_str(&verb::optimize::show(optimized));
     }
     text.push_str(&format!("model       {}\n            {}\n", files[0].1.display(), results.export.digest));
+    if let (Some(optimized), Some((_, path, _))) = (&results.optimized_export, files.get(3)) {
+        text.push_str(&format!("optimized   {}\n            {}\n", path.display(), optimized.digest));
+    }
     text.push_str(&format!("report      {}\n", files[2].1.display()));
     let answer = Answer { text, json };
     match &results.optimized {

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let validation = sections.validation.as_ref().map(|c| stages.data("validation", c)).transpose()?;
     let network = stages.network()?;
     let trained = stages.train(&network, &data, validation.as_ref())?;
-    let export = stages.export(&trained.network, Some(&data))?;
+    let export = stages.export("export", &trained.network, Some(&data))?;
     if let Some(path) = &args.output {
         output::write(path, &stages.store.get(&export.digest)?)?;
     }
