@@ -1,3 +1,5 @@
+//! The search against a made-up model: what it chooses, and that limits, time and order do not change it wrongly.
+
 use updraft_base::Key;
 
 use super::*;

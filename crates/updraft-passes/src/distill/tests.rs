@@ -1,3 +1,5 @@
+//! Losses against their formulas, gradients against finite differences, and what is left of the teacher afterwards.
+
 use std::collections::HashMap;
 
 use updraft_graph::eval::evaluate;

@@ -1,3 +1,5 @@
+//! Quantized graphs there and back again, and steps that learn.
+
 use std::collections::{BTreeMap, HashMap};
 
 use updraft_base::random::Key;
