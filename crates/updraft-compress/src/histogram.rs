@@ -55,6 +55,9 @@ impl Default for Histogram {
     }
 }
 
+/// The share of elements that ranges by entropy may cut off: outliers, by what that word means.
+const CUT_OFF_MAX: f64 = 0.01;
+
 impl Histogram {
     /// Counts elements.
     ///
@@ -179,6 +182,10 @@ impl Histogram {
             let beyond = total - sums[end].0;
             // Without an element of its own, the last bin has no place for those beyond.
             if last == 0.0 && beyond > 0.0 {
+                continue;
+            }
+            // A bin that most elements share, the background of pictures, would take in all beyond it at no divergence.
+            if beyond > total * CUT_OFF_MAX {
                 continue;
             }
             let inside = sums[end].0;
@@ -403,6 +410,15 @@ mod tests {
         for found in [whole.entropy(128).unwrap(), whole.least_squares(255).unwrap()] {
             assert!(found.max > 0.95, "{found:?}");
         }
+    }
+
+    #[test]
+    fn entropy_keeps_what_a_frequent_value_outnumbers() {
+        let mut values = vec![-0.42f32; 100_000];
+        fill_uniform(&Key::new(1), 0, &mut values[80_000..]);
+        values[80_000..].iter_mut().for_each(|v| *v *= 2.8);
+        let found = of(&[&values]).entropy(128).unwrap();
+        assert!(found.max > 2.7, "{found:?}");
     }
 
     #[test]
