@@ -67,17 +67,18 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     models.extend(arguments.models.iter().cloned());
     let tools = Tools { python: &python, script: &script, updraft: &updraft, folder: &folder };
     let mut failed = 0;
-    println!("{:36} {:>12} {:>12} {:>10}", "model", "difference", "of largest", "same top");
+    println!("{:36} {:>12} {:>12} {:>10} {:>12}", "model", "difference", "of largest", "same top", "its own");
     for model in &models {
         let name = model.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         tools.python(&["prepare"], &[model, &tools.file(&name, "inputs"), &tools.file(&name, "expected")])?;
-        failed += usize::from(!tools.compare(&name, &name, model, TOLERANCE)?);
+        failed += usize::from(!tools.compare(&name, &name, model, TOLERANCE, 0.0)?);
         for (form, arguments, tolerance) in FORMS {
             let quantized = tools.quantize(&name, model, form, arguments)?;
             let title = format!("{name}, {form}");
             let file = format!("{name}-{form}");
-            tools.python(&["answer"], &[&quantized, &tools.file(&name, "inputs"), &tools.file(&file, "expected")])?;
-            failed += usize::from(!tools.compare(&title, &name, &quantized, *tolerance)?);
+            let files = [quantized.clone(), tools.file(&name, "inputs"), tools.file(&file, "expected")];
+            let spread = tools.numbers("answer", &files, &title)?[0];
+            failed += usize::from(!tools.compare(&title, &name, &quantized, *tolerance, spread)?);
         }
     }
     if failed > 0 { Err(format!("{failed} models differ by more than they may").into()) } else { Ok(()) }
@@ -86,7 +87,9 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
 /// Forms of every model, and how far the answers may be apart, as a share of the largest.
 ///
 /// Integers are the same on both sides but for values that lie in the middle of two codes, where the last bit of a sum
-/// decides; one code in a layer then moves the answer by about one in a hundred. Half precision is computed in single
+/// decides; one code in a layer then moves the answer by about one in a hundred. Networks of many layers add such moves
+/// up; there the yardstick is how far ONNX Runtime's own answers are apart with and without its rewrites, of which ours
+/// may be twice as far from those without. Half precision is computed in single
 /// precision by one side and rounded after each node by the other: eleven bits, some tens of times.
 const FORMS: &[(&str, &[&str], f64)] = &[
     ("static", &["--mode", "static", "--calibration", "entropy"], 0.03),
@@ -141,8 +144,20 @@ impl Tools<'_> {
         Ok(output)
     }
 
-    /// Runs a model on the inputs kept for `inputs`, compares with what is expected, and prints a line.
-    fn compare(&self, title: &str, inputs: &str, model: &Path, tolerance: f64) -> Result<bool, Failure> {
+    /// What the script prints, as numbers.
+    fn numbers(&self, word: &str, files: &[PathBuf], title: &str) -> Result<Vec<f64>, Failure> {
+        let output = Command::new(self.python).arg(self.script).arg(word).args(files).output()?;
+        if !output.status.success() {
+            return Err(format!("{title}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+        }
+        let numbers: Vec<f64> =
+            String::from_utf8(output.stdout)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        if numbers.is_empty() { Err(format!("{title}: no numbers came back").into()) } else { Ok(numbers) }
+    }
+
+    /// Runs a model on the inputs kept for `inputs`, compares with what is expected, and prints a line. `spread` is how
+    /// far the other side's answers are apart among themselves.
+    fn compare(&self, title: &str, inputs: &str, model: &Path, tolerance: f64, spread: f64) -> Result<bool, Failure> {
         let name = model.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let (expected, actual) = (self.file(&name, "expected"), self.file(&name, "actual"));
         python::run(
@@ -155,17 +170,12 @@ impl Tools<'_> {
                 .arg(&actual)
                 .stdout(std::process::Stdio::null()),
         )?;
-        let compared = Command::new(self.python).arg(self.script).arg("compare").arg(expected).arg(actual).output()?;
-        if !compared.status.success() {
-            return Err(format!("{title}: {}", String::from_utf8_lossy(&compared.stderr).trim()).into());
-        }
-        let numbers: Vec<f64> =
-            String::from_utf8(compared.stdout)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let numbers = self.numbers("compare", &[expected, actual], title)?;
         let [difference, scale, same] = numbers[..] else {
             return Err(format!("{title}: no numbers came back").into());
         };
         let share = 100.0 * same;
-        println!("{title:36} {difference:>12.3e} {:>12.3e} {share:>8.1} %", difference / scale);
-        Ok(difference <= tolerance * scale)
+        println!("{title:36} {difference:>12.3e} {:>12.3e} {share:>8.1} % {spread:>12.3e}", difference / scale);
+        Ok(difference <= (tolerance * scale).max(2.0 * spread))
     }
 }

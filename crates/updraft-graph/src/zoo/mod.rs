@@ -7,7 +7,7 @@
 
 use updraft_base::random::Key;
 
-use crate::graph::Graph;
+use crate::graph::{Graph, ValueId};
 use crate::op::OpError;
 
 mod convolutional;
@@ -101,13 +101,22 @@ pub fn find(name: &str) -> Option<&'static Entry> {
     ENTRIES.iter().find(|e| e.name == name)
 }
 
-/// Elements of all parameters: float initializers that are not running statistics.
+/// Elements of all parameters: float initializers that are not running statistics, and codes of quantized ones. Scales
+/// and zero points are how codes are written, and do not count.
 pub fn parameter_count(graph: &Graph) -> u64 {
+    let reads = |id: ValueId, index: usize, ops: &[&str]| {
+        graph.value(id).consumers().iter().any(|consumer| {
+            let node = graph.node(*consumer);
+            ops.contains(&node.op.as_str()) && node.inputs.get(index) == Some(&Some(id))
+        })
+    };
     graph
         .constants()
         .filter(|(id, tensor)| {
             let name = &graph.value(*id).name;
-            tensor.dtype().is_float() && !name.ends_with(".running_mean") && !name.ends_with(".running_var")
+            let is_weight = tensor.dtype().is_float() && !reads(*id, 1, &["QuantizeLinear", "DequantizeLinear"])
+                || reads(*id, 0, &["DequantizeLinear"]);
+            is_weight && !name.ends_with(".running_mean") && !name.ends_with(".running_var")
         })
         .map(|(_, tensor)| tensor.len() as u64)
         .sum()
@@ -116,11 +125,22 @@ pub fn parameter_count(graph: &Graph) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Tensor;
 
     fn built(name: &str, given: &[(&str, Setting)]) -> Graph {
         let entry = find(name).unwrap();
         let given: Vec<_> = given.iter().map(|(n, s)| ((*n).to_owned(), s.clone())).collect();
         entry.build(&Options::of(entry, &given).unwrap(), 0).unwrap()
+    }
+
+    #[test]
+    fn a_quantized_parameter_counts_by_its_codes() {
+        let mut graph = Graph::new("quantized");
+        let codes = graph.add_constant("codes", Tensor::new(&[3, 4], &[1i8; 12]).unwrap());
+        let scale = graph.add_constant("scale", Tensor::scalar(0.5f32));
+        let zero_point = graph.add_constant("zero_point", Tensor::scalar(0i8));
+        graph.op("DequantizeLinear", &[codes, scale, zero_point], []).unwrap();
+        assert_eq!(parameter_count(&graph), 12);
     }
 
     #[test]
