@@ -486,8 +486,14 @@ impl<'a> Bench<'a> {
 impl Workbench for Bench<'_> {
     fn make(&mut self, candidate: &Candidate) -> Result<Made, Trouble> {
         let artifact = self.artifact(candidate)?;
-        let decisions: Vec<Decision> =
-            artifact.meta.get("decisions").and_then(|d| serde_json::from_value(d.clone()).ok()).unwrap_or_default();
+        // The original has none: nothing was decided about it.
+        let decisions: Vec<Decision> = match artifact.meta.get("decisions") {
+            Some(decisions) => serde_json::from_value(decisions.clone()).map_err(|e| CompressError::Setting {
+                setting: "the store",
+                problem: format!("has malformed decisions of {}: {e}", artifact.digest),
+            })?,
+            None => Vec::new(),
+        };
         Ok(Made { size_bytes: artifact.size_bytes, decisions })
     }
 

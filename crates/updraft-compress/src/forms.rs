@@ -205,7 +205,11 @@ fn ranges(
         let all: BTreeMap<_, _> = all.into_iter().collect::<Result<_, CompressError>>()?;
         material.ranges.insert(key, all);
     }
-    Ok(material.ranges.get(&key).and_then(|all| all.get(&form.calibrator)).cloned().unwrap_or_default())
+    let found = material.ranges.get(&key).and_then(|all| all.get(&form.calibrator));
+    found.cloned().ok_or_else(|| CompressError::Setting {
+        setting: "calibrator",
+        problem: format!("{:?} gave no ranges", form.calibrator),
+    })
 }
 
 /// Watches training for the end of the time.
