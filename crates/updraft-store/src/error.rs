@@ -19,6 +19,22 @@ pub enum StoreError {
         /// What was asked for.
         what: String,
     },
+    /// A key that no object can have.
+    #[error("`{key}` cannot be an object of {url}: {reason}")]
+    Key {
+        /// The key.
+        key: String,
+        /// The store.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An object was replaced while it was being read, or since its facts were taken.
+    #[error("{object} has changed since it was first seen")]
+    Changed {
+        /// The object's URL.
+        object: String,
+    },
     /// Content that is not what its name says.
     #[error("{object} is corrupt: its {size_bytes} bytes have the digest {found}, not {expected}")]
     Corrupt {

@@ -33,9 +33,11 @@ use updraft_base::Digest;
 
 mod artifact;
 mod error;
+mod objects;
 
 pub use artifact::{Artifact, Origin};
 pub use error::StoreError;
+pub use objects::{AccessOptions, Created, ObjectFacts, Objects, ReadObjects};
 
 /// The version of every JSON file in a store. Another version is refused, not guessed at.
 const FORMAT: u64 = 1;
