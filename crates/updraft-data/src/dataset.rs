@@ -118,7 +118,8 @@ impl Dataset {
         let pictures = self.tensors.iter().filter(|t| matches!(t.plan, Plan::Picture(_))).count() as u64;
         for tensor in &mut self.tensors {
             if let Plan::Picture(plan) = &tensor.plan {
-                let Cells::Bytes(cells) = self.source.read(tensor.columns[0], &[0])? else { continue };
+                let cells = self.source.read(&tensor.columns[..1], &[0])?.pop();
+                let Some(Cells::Bytes(cells)) = cells else { continue };
                 let sample = plan.prepare(&cells[0]).map_err(|reason| DataError::tensor(&tensor.name, reason))?;
                 tensor.cache = PictureCache::new(free_bytes / pictures, &sample, self.facts.samples);
             }
@@ -197,10 +198,10 @@ impl Dataset {
             }
         };
         let missing: Vec<u64> = samples.iter().copied().filter(|s| tensor.cache.get(*s).is_none()).collect();
-        let mut encoded = match self.source.read(column, &missing)? {
-            Cells::Bytes(cells) => cells.into_iter(),
-            Cells::Numbers(t) if t.is_empty() => Vec::new().into_iter(),
-            Cells::Numbers(_) => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
+        let mut encoded = match self.source.read(&[column], &missing)?.pop() {
+            Some(Cells::Bytes(cells)) => cells.into_iter(),
+            Some(Cells::Numbers(t)) if t.is_empty() => Vec::new().into_iter(),
+            _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
         };
 
         let mut batch: Option<(Tensor, [usize; 3])> = None;
@@ -253,10 +254,7 @@ impl Dataset {
     fn numbers(&self, tensor: &PlannedTensor, samples: &[u64]) -> Result<Tensor, DataError> {
         let Plan::Numbers(steps) = &tensor.plan else { unreachable!("asked for a tensor of numbers") };
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
-        let mut read = Vec::with_capacity(tensor.columns.len());
-        for column in &tensor.columns {
-            read.push(self.source.read(*column, samples)?);
-        }
+        let mut read = self.source.read(&tensor.columns, samples)?;
         let mut cells =
             if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };
         for step in steps {
@@ -271,6 +269,9 @@ impl Dataset {
         }
         match cells {
             Cells::Numbers(tensor) => Ok(tensor),
+            Cells::Lists(_) => {
+                Err(refused("holds lists, which become a tensor only where all are of one length or are packed".into()))
+            }
             Cells::Bytes(_) => {
                 Err(refused("holds text or bytes, which become no tensor without `decode` or `index_of`".into()))
             }
@@ -284,7 +285,9 @@ fn side_by_side(columns: &[Cells]) -> Result<Tensor, String> {
     for column in columns {
         match column {
             Cells::Numbers(tensor) => tensors.push(tensor.clone()),
-            Cells::Bytes(_) => return Err("columns of text or bytes cannot be laid side by side".into()),
+            Cells::Bytes(_) | Cells::Lists(_) => {
+                return Err("columns of text, bytes or lists cannot be laid side by side".into());
+            }
         }
     }
     let dtype = match tensors.first() {

@@ -5,12 +5,11 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use updraft_base::Digest;
-use updraft_graph::{DType, Tensor};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
+pub(crate) use crate::rows::{Cells, tensor_of};
 use crate::source::part::Part;
 use crate::text::Vocabulary;
 
@@ -19,6 +18,7 @@ mod folder;
 mod numpy;
 mod parquet;
 mod part;
+pub mod shard;
 mod table;
 mod text;
 
@@ -31,20 +31,11 @@ pub(crate) trait Source: Send + Sync {
     /// Bytes that `blocks` blocks take in memory; what is in memory anyway where the source has one.
     fn resident_bytes(&self, blocks: u64) -> u64;
 
-    /// The cells of one of the columns, by its index among those the source was opened for, at `rows`.
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError>;
+    /// The cells of some of the columns, by their indices among those the source was opened for, at `rows`.
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError>;
 
     /// The name of a row: the file, and the row or line in it.
     fn row_name(&self, row: u64) -> String;
-}
-
-/// Cells of a column, one for each row asked for.
-#[derive(Clone, Debug)]
-pub(crate) enum Cells {
-    /// Pictures or text.
-    Bytes(Vec<Bytes>),
-    /// Numbers, the rows along the first dimension.
-    Numbers(Tensor),
 }
 
 /// A source, and what is known about it.
@@ -142,22 +133,4 @@ fn read_whole(path: &Path, memory_bytes: u64) -> Result<Vec<u8>, DataError> {
         });
     }
     std::fs::read(path).map_err(DataError::io(path))
-}
-
-/// Some rows of a tensor whose first dimension counts rows.
-fn gather(tensor: &Tensor, rows: impl ExactSizeIterator<Item = usize>) -> Tensor {
-    let count = tensor.shape().first().copied().unwrap_or(0);
-    let row_bytes = tensor.byte_len().checked_div(count).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
-    let mut shape = tensor.shape().to_vec();
-    shape[0] = rows.len();
-    for row in rows {
-        bytes.extend_from_slice(&tensor.bytes()[row * row_bytes..][..row_bytes]);
-    }
-    tensor_of(tensor.dtype(), &shape, &bytes)
-}
-
-/// A tensor of bytes that were counted by shape and type.
-fn tensor_of(dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
-    Tensor::from_bytes(dtype, shape, bytes).expect("the bytes are of whole rows of this shape")
 }

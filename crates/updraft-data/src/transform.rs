@@ -242,6 +242,7 @@ impl NumberStep {
             (_, Cells::Bytes(_)) => {
                 return Err(whole("holds text or bytes, which become no tensor without `decode` or `index_of`".into()));
             }
+            (_, Cells::Lists(_)) => return Err((None, "lists of different lengths are no tensor".into())),
             (NumberStep::IndexOf(_), Cells::Numbers(_)) => {
                 return Err(whole("`index_of` is for text, and this is a number".into()));
             }

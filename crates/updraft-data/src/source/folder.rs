@@ -79,14 +79,17 @@ impl Source for Folder {
         0
     }
 
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
-        let files = rows.iter().map(|row| &self.files[*row as usize]);
-        if self.is_label[column] {
-            let labels: Vec<i64> = files.map(|(_, label)| *label).collect();
-            return Ok(Cells::Numbers(Tensor::vector(&labels)));
-        }
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let files = || rows.iter().map(|row| &self.files[*row as usize]);
         let read = |path: &PathBuf| fs::read(path).map(Bytes::from).map_err(DataError::io(path));
-        Ok(Cells::Bytes(files.map(|(path, _)| read(path)).collect::<Result<_, _>>()?))
+        let cells = |column: &usize| {
+            if self.is_label[*column] {
+                let labels: Vec<i64> = files().map(|(_, label)| *label).collect();
+                return Ok(Cells::Numbers(Tensor::vector(&labels)));
+            }
+            Ok(Cells::Bytes(files().map(|(path, _)| read(path)).collect::<Result<_, _>>()?))
+        };
+        columns.iter().map(cells).collect()
     }
 
     fn row_name(&self, row: u64) -> String {

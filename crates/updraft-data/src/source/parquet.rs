@@ -25,7 +25,6 @@ use updraft_base::{Digest, digest::Hasher, units};
 use updraft_graph::{DType, Element, Tensor};
 
 use crate::error::DataError;
-use crate::source::table::cells_bytes;
 use crate::source::{Cells, Opened, Source, Wanted, tensor_of};
 
 mod pages;
@@ -126,7 +125,7 @@ impl Source for Parquet {
         self.block_bytes.iter().take(blocks).fold(0, |sum, b| sum.saturating_add(*b))
     }
 
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         // Blocks are held until the cells are copied, so that another thread's reading cannot take them away.
         let mut held: HashMap<usize, Arc<Vec<Cells>>> = HashMap::new();
         let mut places = Vec::with_capacity(rows.len());
@@ -140,11 +139,14 @@ impl Source for Parquet {
                 places.push((group, (row - self.starts[group]) as usize));
             }
         }
-        collect(&held, column, &places).map_err(|reason| DataError::Sample {
-            sample: rows.first().map_or_else(String::new, |row| self.row_name(*row)),
-            column: self.columns[column].0.clone(),
-            reason,
-        })
+        let cells = |column: &usize| {
+            collect(&held, *column, &places).map_err(|reason| DataError::Sample {
+                sample: rows.first().map_or_else(String::new, |row| self.row_name(*row)),
+                column: self.columns[*column].0.clone(),
+                reason,
+            })
+        };
+        columns.iter().map(cells).collect()
     }
 
     fn row_name(&self, row: u64) -> String {
@@ -160,7 +162,7 @@ impl Parquet {
             return Ok(kept.columns.clone());
         }
         let columns = contain(|| self.decode(state, group)).map_err(|r| DataError::file(&self.path, r))?;
-        let bytes = columns.iter().map(cells_bytes).sum();
+        let bytes = columns.iter().map(Cells::memory_bytes).sum();
         while state.kept_bytes + bytes > self.memory_bytes {
             let oldest = state.kept.iter().min_by_key(|(_, k)| k.last_read).map(|(group, _)| *group);
             let Some(kept) = oldest.and_then(|group| state.kept.remove(&group)) else { break };
@@ -376,6 +378,7 @@ fn collect(held: &HashMap<usize, Arc<Vec<Cells>>>, column: usize, places: &[(usi
     for (group, row) in places {
         match &held[group][column] {
             Cells::Bytes(cells) => texts.push(cells[*row].clone()),
+            Cells::Lists(_) => return Err("holds lists of different lengths".into()),
             Cells::Numbers(tensor) => {
                 let (_, shape) = like.get_or_insert_with(|| (tensor.dtype(), tensor.shape().to_vec()));
                 if shape[1..] != tensor.shape()[1..] {

@@ -50,9 +50,9 @@ impl Source for Part {
         self.source.resident_bytes(blocks.min(self.block_rows.len() as u64))
     }
 
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let rows: Vec<u64> = rows.iter().map(|row| self.first_row + row).collect();
-        self.source.read(column, &rows)
+        self.source.read(columns, &rows)
     }
 
     fn row_name(&self, row: u64) -> String {

@@ -1,7 +1,7 @@
 //! A source whose columns are all in memory.
 
 use crate::error::DataError;
-use crate::source::{Cells, Source, gather};
+use crate::source::{Cells, Source};
 
 pub(super) struct Table {
     columns: Vec<Cells>,
@@ -22,26 +22,15 @@ impl Source for Table {
     }
 
     fn resident_bytes(&self, _: u64) -> u64 {
-        self.columns.iter().map(cells_bytes).sum()
+        self.columns.iter().map(Cells::memory_bytes).sum()
     }
 
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
-        let rows = rows.iter().map(|row| *row as usize);
-        Ok(match &self.columns[column] {
-            Cells::Bytes(cells) => Cells::Bytes(rows.map(|row| cells[row].clone()).collect()),
-            Cells::Numbers(tensor) => Cells::Numbers(gather(tensor, rows)),
-        })
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let rows = || rows.iter().map(|row| *row as usize);
+        Ok(columns.iter().map(|column| self.columns[*column].gather(rows())).collect())
     }
 
     fn row_name(&self, row: u64) -> String {
         (self.name)(row)
-    }
-}
-
-/// Bytes that the cells of a column take.
-pub(super) fn cells_bytes(cells: &Cells) -> u64 {
-    match cells {
-        Cells::Bytes(cells) => cells.iter().map(|c| (c.len() + size_of::<bytes::Bytes>()) as u64).sum(),
-        Cells::Numbers(tensor) => tensor.byte_len() as u64,
     }
 }

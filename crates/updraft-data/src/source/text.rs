@@ -63,15 +63,18 @@ impl Source for Text {
         4 * self.numbers.len() as u64
     }
 
-    fn read(&self, column: usize, rows: &[u64]) -> Result<Cells, DataError> {
-        let mut bytes = Vec::with_capacity(rows.len() * self.context * 8);
-        for row in rows {
-            let start = *row as usize * self.stride + self.ahead[column];
-            for number in &self.numbers[start..start + self.context] {
-                bytes.extend_from_slice(&i64::from(*number).to_ne_bytes());
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let windows = |column: &usize| {
+            let mut bytes = Vec::with_capacity(rows.len() * self.context * 8);
+            for row in rows {
+                let start = *row as usize * self.stride + self.ahead[*column];
+                for number in &self.numbers[start..start + self.context] {
+                    bytes.extend_from_slice(&i64::from(*number).to_ne_bytes());
+                }
             }
-        }
-        Ok(Cells::Numbers(tensor_of(DType::I64, &[rows.len(), self.context], &bytes)))
+            Cells::Numbers(tensor_of(DType::I64, &[rows.len(), self.context], &bytes))
+        };
+        Ok(columns.iter().map(windows).collect())
     }
 
     fn row_name(&self, row: u64) -> String {

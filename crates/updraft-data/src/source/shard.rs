@@ -1,0 +1,145 @@
+//! A shard: one object (or one folder) of rows, read in parts.
+//!
+//! Each format is a [`ShardReader`]. What it must not do is read more than was asked for: the unit is a block, a run of
+//! rows whose bytes lie together and are fetched with one request. Formats without an index of their own (tar, TFRecord)
+//! are walked over once; the list of blocks that this gives is small and is kept in the manifest.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::rows::{Cells, Rows};
+use crate::schema::Schema;
+
+/// Bytes of a block where the format lets us choose: large enough that a request to a distant store is not mostly
+/// waiting, small enough that a first batch of random rows does not read the whole dataset.
+pub const BLOCK_BYTES: u64 = 4 << 20;
+
+/// The format of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardFormat {
+    /// MosaicML Streaming's shards, version 2.
+    Mds,
+    /// A tar archive as WebDataset reads it: files that share a name up to the first dot are one row.
+    Tar,
+    /// TFRecord of `tf.train.Example`.
+    TfRecord,
+    /// TFRecord of anything: one column, `record`.
+    #[serde(rename = "tfrecord_raw")]
+    TfRecordRaw,
+    /// Apache Parquet.
+    Parquet,
+    /// Arrow IPC, as file or stream.
+    Arrow,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON object a line.
+    #[serde(rename = "jsonl")]
+    JsonLines,
+    /// One NumPy array.
+    Npy,
+    /// Several NumPy arrays.
+    Npz,
+    /// A folder of pictures for each class.
+    Folder,
+}
+
+impl ShardFormat {
+    /// All formats, with their names in recipes and manifests, and the ends of the names of their objects.
+    pub const ALL: [(ShardFormat, &str, &[&str]); 11] = [
+        (ShardFormat::Mds, "mds", &["mds", "mds.zstd", "mds.gz"]),
+        (ShardFormat::Tar, "tar", &["tar", "tar.gz", "tgz"]),
+        (ShardFormat::TfRecord, "tfrecord", &["tfrecord", "tfrecords", "tfrecord.gz", "tfrecords.gz"]),
+        (ShardFormat::TfRecordRaw, "tfrecord_raw", &[]),
+        (ShardFormat::Parquet, "parquet", &["parquet"]),
+        (ShardFormat::Arrow, "arrow", &["arrow", "arrows", "feather", "ipc"]),
+        (ShardFormat::Csv, "csv", &["csv"]),
+        (ShardFormat::JsonLines, "jsonl", &["jsonl", "ndjson", "jsonl.gz"]),
+        (ShardFormat::Npy, "npy", &["npy"]),
+        (ShardFormat::Npz, "npz", &["npz"]),
+        (ShardFormat::Folder, "folder", &[]),
+    ];
+
+    /// Its name in recipes and manifests.
+    pub fn name(self) -> &'static str {
+        ShardFormat::ALL.iter().find(|(format, ..)| *format == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// The format that the end of a key says; `None` where it says none.
+    pub fn of_key(key: &str) -> Option<ShardFormat> {
+        let name = key.rsplit('/').next().unwrap_or(key).to_ascii_lowercase();
+        let ends = |end: &&str| name.strip_suffix(end).is_some_and(|stem| stem.ends_with('.'));
+        ShardFormat::ALL.iter().find(|(_, _, suffixes)| suffixes.iter().any(ends)).map(|(format, ..)| *format)
+    }
+}
+
+impl fmt::Display for ShardFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The rows of one shard.
+pub trait ShardReader: Send + Sync {
+    /// Its columns.
+    fn schema(&self) -> &Arc<Schema>;
+
+    /// The number of rows.
+    fn rows(&self) -> u64;
+
+    /// The rows of each block, in order. A block is what is cheapest to read at once.
+    fn blocks(&self) -> &[u64];
+
+    /// Bytes that the given columns of a block take in memory, as well as is known before reading.
+    fn block_bytes(&self, block: usize, columns: &[usize]) -> u64;
+
+    /// The cells of some columns, by their places in the schema, at some rows, in the order asked for.
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError>;
+
+    /// Where a row lies, for messages: the object, and the byte or row in it.
+    fn place(&self, row: u64) -> String;
+
+    /// Whether a few rows cost much less to read than the block they lie in.
+    fn reads_single_rows(&self) -> bool {
+        false
+    }
+
+    /// All columns of one block.
+    fn read_block(&self, block: usize) -> Result<Rows, DataError> {
+        let first: u64 = self.blocks().iter().take(block).sum();
+        let rows: Vec<u64> = (first..first + self.blocks().get(block).copied().unwrap_or(0)).collect();
+        let columns: Vec<usize> = (0..self.schema().columns.len()).collect();
+        Ok(Rows { schema: self.schema().clone(), columns: self.read(&columns, &rows)? })
+    }
+}
+
+/// What a reader may take, and what is known about the shard already.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// The most memory that a block may take, compressed or not.
+    pub memory_bytes: u64,
+    /// The columns as a manifest or an index lists them. A reader then gives exactly these, or an error that names what
+    /// differs; without them it says what it finds.
+    pub schema: Option<Arc<Schema>>,
+    /// The blocks of a format without an index of its own, as an earlier walk found them.
+    pub blocks: Vec<Block>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> ReadOptions {
+        ReadOptions { memory_bytes: 1 << 30, schema: None, blocks: Vec::new() }
+    }
+}
+
+/// A run of rows and where its bytes start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Block {
+    /// Its rows.
+    pub rows: u64,
+    /// The first byte; it ends where the next begins.
+    pub offset: u64,
+}
