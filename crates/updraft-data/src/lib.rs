@@ -33,6 +33,7 @@ pub mod config;
 
 mod dataset;
 mod error;
+mod lanes;
 mod loader;
 pub mod manifest;
 mod npy;
@@ -48,6 +49,7 @@ pub mod write;
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
 pub use error::DataError;
+pub use lanes::{LaneEpoch, Lanes, Share};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, LoaderToken, Tail};
 pub use manifest::{Manifest, ShardFacts};
 pub use npy::{read_npy, read_npz, write_npz};

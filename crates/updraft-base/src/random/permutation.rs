@@ -5,6 +5,8 @@
 //! arbitrary finite domains", CT-RSA 2002). Pairs past `n` are walked on from until an index below `n` comes up. Fewer
 //! than `a` pairs lie past `n`, so nearly every index takes one pass, where a power-of-four domain takes up to four.
 
+use multiversion::multiversion;
+
 use crate::random::Key;
 
 /// Six rounds: the halves see each other three times, beyond the four that make a Feistel network hard to tell from a
@@ -45,13 +47,42 @@ impl Permutation {
     /// # Panics
     /// If `index` is not below `n`.
     pub fn get(&self, index: u64) -> u64 {
-        self.walk(index, |mut left, mut right| {
+        assert!(index < self.n, "index {index} of a permutation of {}", self.n);
+        self.onward(index)
+    }
+
+    /// The first index that the network leads to from a pair, which may lie past `n`.
+    fn onward(&self, pair: u64) -> u64 {
+        self.walk(pair, |mut left, mut right| {
             for round in (0..ROUNDS).step_by(2) {
-                left = add(left, self.shift(round, right, self.left_radix), self.left_radix);
-                right = add(right, self.shift(round + 1, left, self.right_radix), self.right_radix);
+                left = add(left, shift(self.round_keys[round], right, self.left_radix), self.left_radix);
+                right = add(right, shift(self.round_keys[round + 1], left, self.right_radix), self.right_radix);
             }
             (left, right)
         })
+    }
+
+    /// Where `first`, `first + 1` and so on go: `out[i] = get(first + i)`, at a quarter of the time an index.
+    ///
+    /// # Panics
+    /// If an index is not below `n`.
+    pub fn fill(&self, first: u64, out: &mut [u64]) {
+        let end = first.checked_add(out.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.n), "{} indices from {first} of a permutation of {}", out.len(), self.n);
+        let (Ok(left_radix), Ok(right_radix)) = (u32::try_from(self.left_radix), u32::try_from(self.right_radix)) else {
+            out.iter_mut().zip(first..).for_each(|(image, index)| *image = self.get(index));
+            return;
+        };
+        let mut index = first;
+        for group in out.chunks_mut(WIDTH) {
+            // A short last group computes the images of indices that nobody asked for.
+            let mut values = std::array::from_fn(|i| index.wrapping_add(i as u64));
+            network(&self.round_keys, left_radix, right_radix, &mut values);
+            for (image, value) in group.iter_mut().zip(values) {
+                *image = if value < self.n { value } else { self.onward(value) };
+            }
+            index += group.len() as u64;
+        }
     }
 
     /// The index that goes to `image`.
@@ -59,10 +90,11 @@ impl Permutation {
     /// # Panics
     /// If `image` is not below `n`.
     pub fn inverse(&self, image: u64) -> u64 {
+        assert!(image < self.n, "image {image} of a permutation of {}", self.n);
         self.walk(image, |mut left, mut right| {
             for round in (0..ROUNDS).step_by(2).rev() {
-                right = subtract(right, self.shift(round + 1, left, self.right_radix), self.right_radix);
-                left = subtract(left, self.shift(round, right, self.left_radix), self.left_radix);
+                right = subtract(right, shift(self.round_keys[round + 1], left, self.right_radix), self.right_radix);
+                left = subtract(left, shift(self.round_keys[round], right, self.left_radix), self.left_radix);
             }
             (left, right)
         })
@@ -71,7 +103,6 @@ impl Permutation {
     /// Applies `network` until the result is an index. This ends, because the walk from an index follows a cycle of the
     /// network and at the latest comes back to that index.
     fn walk(&self, index: u64, network: impl Fn(u64, u64) -> (u64, u64)) -> u64 {
-        assert!(index < self.n, "index {index} of a permutation of {}", self.n);
         let mut value = index;
         loop {
             let (left, right) = network(value / self.right_radix, value % self.right_radix);
@@ -82,15 +113,53 @@ impl Permutation {
             }
         }
     }
+}
 
-    /// The round function: a number below `radix` from one half.
-    fn shift(&self, round: usize, half: u64, radix: u64) -> u64 {
-        // The finaliser of SplitMix64 (Steele, Lea, Flood 2014), then the high half of a product as the remainder.
-        let mut z = half.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.round_keys[round];
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        ((u128::from(z) * u128::from(radix)) >> 64) as u64
+/// The round function: a number below `radix` from one half.
+fn shift(round_key: u64, half: u64, radix: u64) -> u64 {
+    ((u128::from(scramble(round_key, half)) * u128::from(radix)) >> 64) as u64
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014), of which the high half of a product serves as the remainder.
+#[inline(always)]
+fn scramble(round_key: u64, half: u64) -> u64 {
+    let mut z = half.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ round_key;
+    z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+/// Pairs that go through the network side by side in [`Permutation::fill`]: two vector registers of the widest
+/// instruction set.
+const WIDTH: usize = 16;
+
+/// One pass of `WIDTH` pairs through the network. With radices below 2^32 the high half of the product needs no 128 bits:
+/// every operation is one that vector instructions have.
+#[multiversion(targets("x86_64+avx512f+avx512dq", "x86_64+avx2", "aarch64+neon"))]
+fn network(round_keys: &[u64; ROUNDS], left_radix: u32, right_radix: u32, values: &mut [u64; WIDTH]) {
+    #[inline(always)]
+    fn step(into: &mut [u64; WIDTH], from: &[u64; WIDTH], round_key: u64, radix: u32) {
+        let radix = u64::from(radix);
+        for i in 0..WIDTH {
+            let z = scramble(round_key, from[i]);
+            let shift = ((z >> 32) * radix + ((z & 0xFFFF_FFFF) * radix >> 32)) >> 32;
+            let sum = into[i] + shift;
+            into[i] = sum - if sum >= radix { radix } else { 0 };
+        }
+    }
+    let radix = u64::from(right_radix);
+    let mut left = values.map(|value| value / radix);
+    let mut right = [0; WIDTH];
+    for i in 0..WIDTH {
+        right[i] = values[i] - left[i] * radix;
+    }
+    for round in (0..ROUNDS).step_by(2) {
+        step(&mut left, &right, round_keys[round], left_radix);
+        step(&mut right, &left, round_keys[round + 1], right_radix);
+    }
+    for i in 0..WIDTH {
+        // Only pairs past the domain, which nobody asked for, could wrap.
+        values[i] = left[i].wrapping_mul(radix).wrapping_add(right[i]);
     }
 }
 
@@ -154,6 +223,18 @@ mod tests {
             let image = permutation.get(index);
             prop_assert!(image < n);
             prop_assert_eq!(permutation.inverse(image), index);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn many_images_at_once_are_those_of_one_at_a_time(seed: u64, n in 1..u64::MAX, at: u64, len in 0u64..70, small: bool) {
+            let n = if small { n % 1000 + 1 } else { n };
+            let permutation = Permutation::new(&Key::new(seed), n);
+            let first = at % n;
+            let mut images = vec![0; len.min(n - first) as usize];
+            permutation.fill(first, &mut images);
+            prop_assert!(images.iter().zip(first..).all(|(image, index)| *image == permutation.get(index)));
         }
     }
 
