@@ -91,6 +91,21 @@ fn default_span() -> [f64; 2] {
     [0.0, 1.0]
 }
 
+/// How documents are laid into rows of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fill {
+    /// One after the other; what does not fit goes on in the next row. No room is lost.
+    #[default]
+    Cut,
+    /// Whole, each in the fullest of the open rows that has room for it; the fullest row is given out when another is
+    /// needed. Only documents longer than a row are cut.
+    Whole {
+        /// Rows kept open in each lane.
+        open_rows: usize,
+    },
+}
+
 /// One tensor of a batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -135,7 +135,10 @@ impl LaneEpoch {
     pub fn fill(&self, lane: u64, first_index: u64, out: &mut [u64]) {
         let len = self.lanes.lane_len(lane);
         let end = first_index.saturating_add(out.len() as u64);
-        assert!(lane < self.lanes.count && end <= len, "indices {first_index} to {end} of lane {lane}, which has {len}");
+        assert!(
+            lane < self.lanes.count && end <= len,
+            "indices {first_index} to {end} of lane {lane}, which has {len}"
+        );
         let mut place = self.lane_start(lane) + first_index;
         let mut rest = out;
         while !rest.is_empty() {
@@ -344,7 +347,9 @@ mod tests {
         }
         let slow = Share::new(240, 240, 0, &[1, 3]).unwrap();
         assert_eq!((0..240).filter(|l| slow.has_lane(*l)).count(), 60);
-        for (lanes, batch, rank, weights) in [(7, 3, 0, &[1][..]), (8, 8, 1, &[1]), (2, 2, 0, &[1, 1, 1]), (8, 8, 0, &[0])] {
+        for (lanes, batch, rank, weights) in
+            [(7, 3, 0, &[1][..]), (8, 8, 1, &[1]), (2, 2, 0, &[1, 1, 1]), (8, 8, 0, &[0])]
+        {
             assert!(Share::new(lanes, batch, rank, weights).is_err());
         }
     }

@@ -58,7 +58,16 @@ enum Half {
 /// What the phase moves by from lane to lane, for each level of halves: the fractions of the golden ratio and of the roots
 /// of 2, 3, 7, 11, 13, 17 and 19, in units of 2^-64. They are linearly independent over the rational numbers, so the
 /// phases of two levels are spread evenly over a square (Kronecker), not along a line of it.
-const LANE_PHASES: [u64; 8] = [0x9E37_79B9_7F4A_7C15, 0x6A09_E667_F3BC_C908, 0xBB67_AE85_84CA_A73B, 0xA54F_F53A_5F1D_36F1, 0x510E_527F_ADE6_82D1, 0x9B05_688C_2B3E_6C1F, 0x1F83_D9AB_FB41_BD6B, 0x5BE0_CD19_137E_2179];
+const LANE_PHASES: [u64; 8] = [
+    0x9E37_79B9_7F4A_7C15,
+    0x6A09_E667_F3BC_C908,
+    0xBB67_AE85_84CA_A73B,
+    0xA54F_F53A_5F1D_36F1,
+    0x510E_527F_ADE6_82D1,
+    0x9B05_688C_2B3E_6C1F,
+    0x1F83_D9AB_FB41_BD6B,
+    0x5BE0_CD19_137E_2179,
+];
 
 impl Mixture {
     /// # Errors

@@ -68,8 +68,14 @@ impl Permutation {
     /// If an index is not below `n`.
     pub fn fill(&self, first: u64, out: &mut [u64]) {
         let end = first.checked_add(out.len() as u64);
-        assert!(end.is_some_and(|end| end <= self.n), "{} indices from {first} of a permutation of {}", out.len(), self.n);
-        let (Ok(left_radix), Ok(right_radix)) = (u32::try_from(self.left_radix), u32::try_from(self.right_radix)) else {
+        assert!(
+            end.is_some_and(|end| end <= self.n),
+            "{} indices from {first} of a permutation of {}",
+            out.len(),
+            self.n
+        );
+        let (Ok(left_radix), Ok(right_radix)) = (u32::try_from(self.left_radix), u32::try_from(self.right_radix))
+        else {
             out.iter_mut().zip(first..).for_each(|(image, index)| *image = self.get(index));
             return;
         };
