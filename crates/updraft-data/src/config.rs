@@ -21,6 +21,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use augment::{ColourJitter, GaussianBlur, Mix, RandAugment, RandomErasing, RandomResizedCrop};
+pub use pictures::{Axis, Colour, Decode, Filter, RandomCrop, Resize};
+
+mod augment;
+mod pictures;
+mod short;
+
 /// Where samples come from and which tensors they become.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +44,9 @@ pub struct DatasetConfig {
     /// The tensors of a batch, in this order; without any, every column as it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorConfig>,
+    /// Pairs of a batch made of each other; for training only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<Mix>,
     /// The most memory that samples may take: columns read ahead and decoded pictures kept. Default 1 GiB. Batches that
     /// wait for the training step come on top.
     #[serde(default = "default_memory_bytes")]
@@ -126,16 +136,28 @@ pub struct TensorConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Transform {
-    /// PNG or JPEG bytes to pixels. Transparency is dropped; colour to grey is ITU-R 601 luma.
-    Decode(Colour),
-    /// To \[height, width\], bilinear with antialiasing.
-    Resize([usize; 2]),
+    /// JPEG, PNG or WebP bytes to pixels.
+    Decode(Decode),
+    /// To another size.
+    Resize(Resize),
     /// The middle \[height, width\].
     Crop([usize; 2]),
     /// A window at random.
     RandomCrop(RandomCrop),
+    /// A part of random area and shape, resized.
+    RandomResizedCrop(RandomResizedCrop),
     /// Mirrored, or not, with equal chances.
     RandomFlip(Axis),
+    /// Brightness, contrast, saturation and hue changed.
+    ColourJitter(ColourJitter),
+    /// In shades of grey with this chance; the channels stay three.
+    RandomGrey(f32),
+    /// Blurred.
+    GaussianBlur(GaussianBlur),
+    /// Some of 14 operations.
+    RandAugment(RandAugment),
+    /// A rectangle painted over.
+    RandomErasing(RandomErasing),
     /// Pixels from 0..=255 to `f32` in 0..=1.
     ToFloat,
 
@@ -153,37 +175,6 @@ pub enum Transform {
     IndexOf(Vec<String>),
     /// Each sample to this shape.
     Reshape(Vec<usize>),
-}
-
-/// The channels of a decoded picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Colour {
-    /// One channel.
-    Grey,
-    /// Three channels: red, green, blue.
-    Rgb,
-}
-
-/// A window at a random place.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RandomCrop {
-    /// Its height and width.
-    pub size: [usize; 2],
-    /// Black pixels added first on each side.
-    #[serde(default)]
-    pub padding: usize,
-}
-
-/// The direction of a flip.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Axis {
-    /// Left and right change places.
-    Horizontal,
-    /// Top and bottom change places.
-    Vertical,
 }
 
 /// An affine map by channel or feature.

@@ -8,13 +8,14 @@ use serde::Serialize;
 use updraft_base::{Digest, Key};
 use updraft_graph::{DType, Tensor};
 
-use crate::config::{DatasetConfig, TensorConfig};
-use crate::error::DataError;
+use crate::augment;
+use crate::config::{DatasetConfig, Mix, TensorConfig};
+use crate::error::{DataError, known_names};
 use crate::order::Shuffle;
-use crate::picture::Picture;
+use crate::picture::{Picture, PicturePlan, Workspace};
 use crate::source::{self, Cells, Source};
 use crate::text::Vocabulary;
-use crate::transform::{PicturePlan, Plan};
+use crate::transform::Plan;
 
 /// Samples, numbered from 0, each a few tensors.
 pub struct Dataset {
@@ -22,6 +23,8 @@ pub struct Dataset {
     source: Box<dyn Source>,
     columns: Vec<String>,
     tensors: Vec<PlannedTensor>,
+    /// With the places of the tensors of pictures and of labels.
+    mix: Option<(Mix, [usize; 2])>,
     facts: DatasetFacts,
     memory_bytes: u64,
 }
@@ -92,6 +95,8 @@ impl Dataset {
             let columns = names.iter().filter_map(|n| opened.columns.iter().position(|c| c == n)).collect();
             tensors.push(PlannedTensor { name: name.clone(), columns, plan, cache: PictureCache::default() });
         }
+        let mix =
+            config.mix.clone().map(|mix| mixed_tensors(&mix, &configured).map(|places| (mix, places))).transpose()?;
         let facts = DatasetFacts {
             digest: opened.digest,
             pipeline: pipeline_digest(config, &configured).map_err(|e| DataError::file(&path, e.to_string()))?,
@@ -102,7 +107,7 @@ impl Dataset {
         };
         let memory_bytes = config.memory_bytes;
         let mut dataset =
-            Dataset { path, source: opened.source, columns: opened.columns, tensors, facts, memory_bytes };
+            Dataset { path, source: opened.source, columns: opened.columns, tensors, mix, facts, memory_bytes };
         dataset.learn_from_first_sample()?;
         Ok(dataset)
     }
@@ -120,7 +125,9 @@ impl Dataset {
             if let Plan::Picture(plan) = &tensor.plan {
                 let cells = self.source.read(&tensor.columns[..1], &[0])?.pop();
                 let Some(Cells::Bytes(cells)) = cells else { continue };
-                let sample = plan.prepare(&cells[0]).map_err(|reason| DataError::tensor(&tensor.name, reason))?;
+                let sample = plan
+                    .prepare(&cells[0], &mut Workspace::default())
+                    .map_err(|reason| DataError::tensor(&tensor.name, reason))?;
                 tensor.cache = PictureCache::new(free_bytes / pictures, &sample, self.facts.samples);
             }
         }
@@ -157,6 +164,11 @@ impl Dataset {
                 Plan::Numbers(_) => self.numbers(tensor, samples)?,
             };
             out.push((tensor.name.clone(), made));
+        }
+        if let Some((mix, [pictures, labels])) = &self.mix {
+            let refused = |reason| DataError::tensor(&mix.pictures, reason);
+            let [pictures, labels] = out.get_disjoint_mut([*pictures, *labels]).map_err(|e| refused(e.to_string()))?;
+            augment::mix(mix, samples, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
         }
         Ok(out)
     }
@@ -204,6 +216,7 @@ impl Dataset {
             _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
         };
 
+        let mut workspace = Workspace::default();
         let mut batch: Option<(Tensor, [usize; 3])> = None;
         for (index, sample) in samples.iter().enumerate() {
             let kept = tensor.cache.get(*sample).cloned();
@@ -213,19 +226,22 @@ impl Dataset {
                     if missing.contains(sample) {
                         encoded.next();
                     }
-                    picture
+                    Prepared::Kept(picture)
                 }
                 None => {
                     let cell = encoded.next().unwrap_or_default();
-                    tensor.cache.keep(*sample, plan.prepare(&cell).map_err(failed(*sample))?)
+                    tensor.cache.keep(*sample, plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?)
                 }
             };
-            let varied;
             let picture = if plan.is_random() {
-                varied = plan.vary(Picture::clone(&prepared), &key.child_index(*sample)).map_err(failed(*sample))?;
-                &varied
+                let own = match prepared {
+                    Prepared::Kept(shared) => Picture::clone(&shared),
+                    Prepared::Own(picture) => picture,
+                };
+                let varied = plan.vary(own, &key.child_index(*sample), &mut workspace);
+                Prepared::Own(varied.map_err(failed(*sample))?)
             } else {
-                &*prepared
+                prepared
             };
             let shape = [picture.channels, picture.height, picture.width];
             if batch.is_none() {
@@ -242,7 +258,10 @@ impl Dataset {
                     )));
                 }
                 let bytes = stacked.byte_len() / samples.len();
-                plan.write(picture, &mut stacked.bytes_mut()[index * bytes..][..bytes]);
+                plan.write(&picture, &mut stacked.bytes_mut()[index * bytes..][..bytes]);
+            }
+            if let Prepared::Own(picture) = picture {
+                workspace.reclaim(picture);
             }
         }
         match batch {
@@ -310,9 +329,26 @@ fn side_by_side(columns: &[Cells]) -> Result<Tensor, String> {
     Tensor::from_bytes(dtype, &[samples, features], &rows.concat()).map_err(|e| e.to_string())
 }
 
+/// The places of the tensors that are mixed.
+fn mixed_tensors(mix: &Mix, tensors: &[TensorConfig]) -> Result<[usize; 2], DataError> {
+    mix.check().map_err(|reason| DataError::tensor(&mix.pictures, reason))?;
+    let names: Vec<String> = tensors.iter().map(|t| t.name.clone()).collect();
+    let place = |name: &String| {
+        let unknown = || format!("`mix` needs this tensor; {}", known_names(name, &names));
+        names.iter().position(|n| n == name).ok_or_else(|| DataError::tensor(name, unknown()))
+    };
+    Ok([place(&mix.pictures)?, place(&mix.labels)?])
+}
+
 /// The digest of what the configuration says beyond where the data lies and how much memory it may take.
 fn pipeline_digest(config: &DatasetConfig, tensors: &[TensorConfig]) -> serde_json::Result<Digest> {
-    serde_json::to_vec(&(&config.format, &config.rows, tensors)).map(|json| Digest::of(&json))
+    let parts = (&config.format, &config.rows, tensors);
+    // What is not there is not hashed either, so that digests of older recipes stay.
+    let json = match &config.mix {
+        None => serde_json::to_vec(&parts),
+        Some(mix) => serde_json::to_vec(&(parts, mix)),
+    };
+    json.map(|json| Digest::of(&json))
 }
 
 /// Decoded pictures of the first samples, as many as memory allows. They are kept in 8 bits a channel, before anything
@@ -336,18 +372,38 @@ impl PictureCache {
     }
 
     /// Keeps the picture if there is a slot and memory for it.
-    fn keep(&self, sample: u64, picture: Picture) -> Arc<Picture> {
+    fn keep(&self, sample: u64, picture: Picture) -> Prepared {
         let bytes = picture_bytes(&picture);
-        let picture = Arc::new(picture);
-        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else { return picture };
+        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else {
+            return Prepared::Own(picture);
+        };
         let take = |free: u64| free.checked_sub(bytes);
-        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
-            && slot.set(picture.clone()).is_err()
-        {
+        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            return Prepared::Own(picture);
+        }
+        let picture = Arc::new(picture);
+        if slot.set(picture.clone()).is_err() {
             // Another thread was first.
             self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        picture
+        Prepared::Kept(picture)
+    }
+}
+
+/// A picture before its random steps.
+enum Prepared {
+    Kept(Arc<Picture>),
+    Own(Picture),
+}
+
+impl std::ops::Deref for Prepared {
+    type Target = Picture;
+
+    fn deref(&self) -> &Picture {
+        match self {
+            Prepared::Kept(picture) => picture,
+            Prepared::Own(picture) => picture,
+        }
     }
 }
 

@@ -31,6 +31,7 @@
 
 pub mod config;
 
+mod augment;
 mod dataset;
 mod error;
 mod lanes;

@@ -1,18 +1,20 @@
-//! Pictures in 8 bits a channel: decoding within limits, and moving pixels about.
+//! Pictures in 8 bits a channel, and moving their pixels about.
+//!
+//! Every step takes a picture and gives one, and all of them take their memory from a [`Workspace`], so that a batch
+//! asks the allocator for a few buffers and not for a few for each picture.
 
-use std::io::Cursor;
+use fast_image_resize as fir;
+use image::metadata::Orientation;
 
-use fast_image_resize::{self as fir, images, pixels};
-use image::{ImageDecoder, ImageReader};
+use crate::config::Axis;
 
-use crate::config::{Axis, Colour};
+mod decode;
+mod floats;
+mod plan;
+mod resize;
 
-/// The most pixels of a picture that is decoded: 64 Mi, beyond any camera. A small file can claim any size, and what it
-/// claims is checked before memory is taken.
-const PIXELS_MAX: u64 = 1 << 26;
-
-/// 8 bytes for four channels of 16 bits, and as much again for the decoder's own rows.
-const BYTES_PER_PIXEL_MAX: u64 = 16;
+pub(crate) use plan::PicturePlan;
+pub(crate) use resize::Sampling;
 
 /// Pixels in rows, the channels of a pixel side by side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,51 +25,78 @@ pub(crate) struct Picture {
     pub pixels: Vec<u8>,
 }
 
-impl Picture {
-    /// Decodes PNG or JPEG bytes. 16-bit channels are rounded to 8 bits, transparency is dropped, orientation tags are
-    /// not followed; the same choices as Pillow's `open` and `convert`.
-    pub(crate) fn decode(bytes: &[u8], colour: Colour) -> Result<Picture, String> {
-        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-        if reader.format().is_none() {
-            return Err(format!("{} bytes are neither PNG nor JPEG", bytes.len()));
-        }
-        let mut limits = image::Limits::no_limits();
-        limits.max_alloc = Some(BYTES_PER_PIXEL_MAX * PIXELS_MAX);
-        reader.limits(limits);
-        let decoder = reader.into_decoder().map_err(undecodable)?;
-        let (width, height) = decoder.dimensions();
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels == 0 || pixels > PIXELS_MAX {
-            return Err(format!("claims {height} x {width} pixels; 1 to {PIXELS_MAX} are decoded"));
-        }
-        let decoded = image::DynamicImage::from_decoder(decoder).map_err(undecodable)?;
-        let (height, width) = (height as usize, width as usize);
-        let (channels, pixels) = match (colour, decoded.color().has_color()) {
-            // Grey stays grey: no weighting, so no rounding.
-            (Colour::Grey, false) => (1, decoded.into_luma8().into_raw()),
-            (Colour::Grey, true) => {
-                (1, decoded.into_rgb8().as_raw().chunks_exact(3).map(|p| luma(p[0], p[1], p[2])).collect())
-            }
-            (Colour::Rgb, _) => (3, decoded.into_rgb8().into_raw()),
-        };
-        Ok(Picture { height, width, channels, pixels })
+/// Memory that serves one picture after another.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    resizer: fir::Resizer,
+    spare: Vec<Vec<u8>>,
+}
+
+/// A step holds its source and its result, and decoding one buffer more.
+const SPARE_MAX: usize = 4;
+
+impl Workspace {
+    /// Zeros, so that what a step leaves untouched is black and never another picture.
+    fn zeros(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.resize(len, 0);
+        bytes
     }
 
-    /// Bilinear with antialiasing: a triangle filter as wide as the scale, in Pillow's fixed-point arithmetic.
-    pub(crate) fn resized(self, [height, width]: [usize; 2]) -> Result<Picture, String> {
-        if (self.height, self.width) == (height, width) {
-            return Ok(self);
+    /// Takes back the memory of a picture that is no longer needed.
+    pub(crate) fn reclaim(&mut self, picture: Picture) {
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(picture.pixels);
         }
-        let pixels = match self.channels {
-            1 => resize_as::<pixels::U8>(&self, height, width),
-            _ => resize_as::<pixels::U8x3>(&self, height, width),
-        }?;
-        Ok(Picture { height, width, channels: self.channels, pixels })
+    }
+}
+
+impl Picture {
+    pub(crate) fn black(height: usize, width: usize, channels: usize, workspace: &mut Workspace) -> Picture {
+        Picture { height, width, channels, pixels: workspace.zeros(height * width * channels) }
+    }
+
+    /// Turned and mirrored as a camera's note asks.
+    fn oriented(mut self, orientation: Orientation, workspace: &mut Workspace) -> Picture {
+        use Orientation::*;
+        if matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH) {
+            let transposed = self.transposed(workspace);
+            workspace.reclaim(std::mem::replace(&mut self, transposed));
+        }
+        // A quarter turn is a transposition and a flip, and the two diagonal flips are a transposition and both or none.
+        if matches!(orientation, FlipHorizontal | Rotate180 | Rotate90 | Rotate270FlipH) {
+            self.flip(Axis::Horizontal);
+        }
+        if matches!(orientation, FlipVertical | Rotate180 | Rotate270 | Rotate270FlipH) {
+            self.flip(Axis::Vertical);
+        }
+        self
+    }
+
+    /// Rows as columns.
+    fn transposed(&self, workspace: &mut Workspace) -> Picture {
+        let mut turned = Picture::black(self.width, self.height, self.channels, workspace);
+        for y in 0..self.height {
+            for x in 0..self.width {
+                let from = (y * self.width + x) * self.channels;
+                let to = (x * self.height + y) * self.channels;
+                turned.pixels[to..to + self.channels].copy_from_slice(&self.pixels[from..from + self.channels]);
+            }
+        }
+        turned
+    }
+
+    /// The window of a size at a place instead of the whole.
+    pub(crate) fn cut(self, at: [isize; 2], size: [usize; 2], workspace: &mut Workspace) -> Picture {
+        let window = self.window(at, size, workspace);
+        workspace.reclaim(self);
+        window
     }
 
     /// The window of a size at a place, which may start before the picture and end after it; outside it is black.
-    pub(crate) fn window(&self, [top, left]: [isize; 2], [height, width]: [usize; 2]) -> Picture {
-        let mut pixels = vec![0; height * width * self.channels];
+    fn window(&self, [top, left]: [isize; 2], [height, width]: [usize; 2], workspace: &mut Workspace) -> Picture {
+        let mut window = Picture::black(height, width, self.channels, workspace);
         let first = left.max(0);
         let last = (left + width as isize).min(self.width as isize);
         for y in 0..height {
@@ -78,9 +107,9 @@ impl Picture {
             let source = (from as usize * self.width + first as usize) * self.channels;
             let target = (y * width + (first - left) as usize) * self.channels;
             let len = (last - first) as usize * self.channels;
-            pixels[target..target + len].copy_from_slice(&self.pixels[source..source + len]);
+            window.pixels[target..target + len].copy_from_slice(&self.pixels[source..source + len]);
         }
-        Picture { height, width, channels: self.channels, pixels }
+        window
     }
 
     pub(crate) fn flip(&mut self, axis: Axis) {
@@ -105,29 +134,8 @@ impl Picture {
     }
 }
 
-fn undecodable(error: image::ImageError) -> String {
-    match error {
-        image::ImageError::Limits(_) => format!("claims more than the {PIXELS_MAX} pixels that are decoded"),
-        error => format!("cannot be decoded: {error}"),
-    }
-}
-
-/// Typed views: the untyped call compiles the resizing of every pixel type there is, which takes minutes.
-fn resize_as<P: fir::PixelTrait>(picture: &Picture, height: usize, width: usize) -> Result<Vec<u8>, String> {
-    let side = |n: usize| u32::try_from(n).map_err(|_| format!("a side of {n} pixels is too long"));
-    let source = images::TypedImageRef::<P>::from_buffer(side(picture.width)?, side(picture.height)?, &picture.pixels)
-        .map_err(|e| e.to_string())?;
-    let mut pixels = vec![0; P::count_of_components() * width * height];
-    let mut target =
-        images::TypedImage::<P>::from_buffer(side(width)?, side(height)?, &mut pixels).map_err(|e| e.to_string())?;
-    let options =
-        fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear)).use_alpha(false);
-    fir::Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| e.to_string())?;
-    Ok(pixels)
-}
-
 /// ITU-R 601 luma in Pillow's 16-bit fixed point.
-fn luma(red: u8, green: u8, blue: u8) -> u8 {
+pub(crate) fn luma(red: u8, green: u8, blue: u8) -> u8 {
     ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
 }
 
@@ -153,7 +161,7 @@ mod tests {
             ([5, 5], [1, 1], &["0"]),
             ([0, -9], [1, 2], &["00"]),
         ] {
-            assert_eq!(whole.window(at, size), picture(expected), "{at:?} {size:?}");
+            assert_eq!(whole.window(at, size, &mut Workspace::default()), picture(expected), "{at:?} {size:?}");
         }
     }
 

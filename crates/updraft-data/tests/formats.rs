@@ -103,7 +103,7 @@ fn parquet_that_cannot_become_tensors_is_refused_by_row_and_column() {
     refused(&path, &one("int31", ""), &["no column `int31`", "did you mean `int32`"]);
     refused(&path, &one("int32", "{ classes = 5 }"), &["types.parquet row 5", "`int32`", "class 5 is not in 0..5"]);
     refused(&path, &one("float32", "{ classes = 5 }"), &["float32", "integers"]);
-    refused(&path, &one("text", "{ decode = \"grey\" }"), &["types.parquet", "neither PNG nor JPEG"]);
+    refused(&path, &one("text", "{ decode = \"grey\" }"), &["types.parquet", "neither JPEG nor PNG nor WebP"]);
     refused(&path, &one("int32", "{ decode = \"grey\" }"), &["int32", "cannot be decoded"]);
     refused(&path, &one("int32", "{ cast = \"float32\" }"), &["`float32` is not an element type"]);
     let tight = format!("memory_bytes = 100\n{}", one("picture.bytes", "{ decode = \"grey\" }"));

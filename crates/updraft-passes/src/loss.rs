@@ -10,7 +10,7 @@ use crate::PassError;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
     /// Cross-entropy of logits against integer labels, the mean over labels that count; see
-    /// [`updraft_graph::op::cross_entropy`].
+    /// [`updraft_graph::op::cross_entropy`]. Against distributions over classes, the mean over rows.
     CrossEntropy(CrossEntropy),
     /// Mean of the squared differences from a target of the output's shape (`torch.nn.MSELoss`).
     MeanSquaredError,
@@ -33,12 +33,23 @@ pub struct CrossEntropy {
     pub ignore_index: i64,
     /// The axis of classes: -1 for `[N, C]` and `[B, T, V]`, 1 for pictures of classes `[N, C, H, W]`.
     pub class_axis: i64,
+    /// What the target holds.
+    pub targets: Targets,
+}
+
+/// What a cross-entropy compares logits with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Targets {
+    /// One class for each row, as integers.
+    Classes,
+    /// The probability of each class, as numbers of the shape of the logits: what mixing samples makes of labels.
+    Distributions,
 }
 
 impl Default for CrossEntropy {
     /// No smoothing, classes last, and PyTorch's ignored label.
     fn default() -> CrossEntropy {
-        CrossEntropy { label_smoothing: 0.0, ignore_index: -100, class_axis: -1 }
+        CrossEntropy { label_smoothing: 0.0, ignore_index: -100, class_axis: -1, targets: Targets::Classes }
     }
 }
 
@@ -72,6 +83,10 @@ pub(crate) fn attach(
     match loss {
         Loss::CrossEntropy(settings) => {
             let axis = class_axis(graph, output, &shape, settings)?;
+            if settings.targets == Targets::Distributions {
+                let target = like_output(graph, output, target_name)?;
+                return Ok((target, cross_entropy_of_distributions(graph, settings, output, axis, target)?));
+            }
             let mut label_shape = shape.clone();
             label_shape.remove(axis);
             let labels = graph.add_input(target_name, ValueType::tensor(DType::I64, label_shape))?;
@@ -102,9 +117,12 @@ pub(crate) fn measure(
     output: ValueId,
     target: ValueId,
 ) -> Result<ValueId, PassError> {
-    let Loss::CrossEntropy(settings) = loss else {
-        let problem = format!("{:?} needs labels, which only the cross-entropy has", metric.name());
-        return Err(PassError::Option { option: "metrics", problem });
+    let settings = match loss {
+        Loss::CrossEntropy(settings) if settings.targets == Targets::Classes => settings,
+        _ => {
+            let problem = format!("{:?} needs labels, which only the cross-entropy of classes has", metric.name());
+            return Err(PassError::Option { option: "metrics", problem });
+        }
     };
     let ignored = graph.add_constant("ignore_index", Tensor::scalar(settings.ignore_index));
     let ignored = graph.op("Equal", &[target, ignored], [])?;
@@ -143,6 +161,42 @@ pub(crate) fn class_axis(
     }
 }
 
+fn check_smoothing(settings: CrossEntropy) -> Result<(), PassError> {
+    if (0.0..=1.0).contains(&settings.label_smoothing) {
+        return Ok(());
+    }
+    let problem = format!("must be in [0, 1], found {}", settings.label_smoothing);
+    Err(PassError::Option { option: "loss.label_smoothing", problem })
+}
+
+/// The mean over rows of `-sum p log softmax(logits)`, as `torch.nn.CrossEntropyLoss` has it for targets that are
+/// probabilities.
+fn cross_entropy_of_distributions(
+    graph: &mut Graph,
+    settings: CrossEntropy,
+    logits: ValueId,
+    axis: usize,
+    mut target: ValueId,
+) -> Result<ValueId, PassError> {
+    check_smoothing(settings)?;
+    if settings.label_smoothing > 0.0 {
+        let smoothing = f64::from(settings.label_smoothing);
+        let unknown = || PassError::value(graph, logits, "has an unknown number of classes, which smoothing needs");
+        let classes = graph.shape(logits).and_then(|s| s[axis].known()).ok_or_else(unknown)?;
+        let kept = scalar_like(graph, 1.0 - smoothing, logits)?;
+        let spread = scalar_like(graph, smoothing / classes as f64, logits)?;
+        let kept = graph.op("Mul", &[target, kept], [])?;
+        target = graph.op("Add", &[kept, spread], [])?;
+    }
+    let axis_attribute = [("axis", (axis as i64).into())];
+    let log_probabilities = graph.op("LogSoftmax", &[logits], axis_attribute)?;
+    let terms = graph.op("Mul", &[target, log_probabilities], [])?;
+    let axes = graph.add_constant("axes", Tensor::vector(&[axis as i64]));
+    let rows = graph.op("ReduceSum", &[terms, axes], [("keepdims", 0i64.into())])?;
+    let mean = graph.op("ReduceMean", &[rows], [("keepdims", 0i64.into())])?;
+    Ok(graph.op("Neg", &[mean], [])?)
+}
+
 fn cross_entropy(
     graph: &mut Graph,
     settings: CrossEntropy,
@@ -150,10 +204,7 @@ fn cross_entropy(
     axis: usize,
     mut labels: ValueId,
 ) -> Result<ValueId, PassError> {
-    if !(0.0..=1.0).contains(&settings.label_smoothing) {
-        let problem = format!("must be in [0, 1], found {}", settings.label_smoothing);
-        return Err(PassError::Option { option: "loss.label_smoothing", problem });
-    }
+    check_smoothing(settings)?;
     // The operator has classes second; with classes last, all axes before them are rows.
     if axis != 1 {
         logits = graph.op("Flatten", &[logits], [("axis", (axis as i64).into())])?;

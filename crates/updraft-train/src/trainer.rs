@@ -11,6 +11,7 @@ use updraft_base::Clock;
 use updraft_data::{Batch, Loader};
 use updraft_engine::{CompileOptions, Engine, Session};
 use updraft_graph::{DType, Graph, Tensor};
+use updraft_passes::loss::{Loss, Targets};
 use updraft_passes::schedule::Schedule;
 use updraft_passes::training::{self, LEARNING_RATE, SEED, STEP, TrainingOptions, TrainingStep};
 use updraft_store::{Origin, Store};
@@ -108,7 +109,7 @@ pub struct Trained {
 /// Trains, from the newest checkpoint of this run if there is one.
 pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> {
     check(run, settings)?;
-    let step = training::build(run.model, run.options)?;
+    let step = training::build(run.model, &for_targets(run.options, run.loader))?;
     run.observer.observe(&Event::Built { untrained: &step.untrained().collect::<Vec<_>>() });
     let mut progress = Progress::resume_or_start(run, settings, &step)?;
     let mut batches = progress.run.loader.batches(progress.record.step..settings.steps)?;
@@ -128,6 +129,19 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
         }
     }
     progress.finish()
+}
+
+/// The same options, with a cross-entropy that takes what the data holds: classes, or distributions over them. An
+/// evaluation on other data may still count classes.
+fn for_targets(options: &TrainingOptions, loader: &Loader) -> TrainingOptions {
+    let mut options = options.clone();
+    let target = loader.dataset().facts().tensors.iter().find(|t| t.name == options.target);
+    if let (Loss::CrossEntropy(settings), Some(target)) = (&mut options.loss, target)
+        && target.dtype.is_float()
+    {
+        settings.targets = Targets::Distributions;
+    }
+    options
 }
 
 fn check(run: &Run, settings: &Settings) -> Result<(), TrainError> {

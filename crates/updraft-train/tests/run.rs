@@ -22,7 +22,7 @@ const SAMPLES: usize = 50;
 
 /// A model, data and a store, and what is asked of a run.
 struct Bench {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     model: Graph,
     options: TrainingOptions,
     loader: Loader,
@@ -32,15 +32,33 @@ struct Bench {
 }
 
 fn loader(folder: &Path, name: &str, points: &[f32], labels: &[i64], options: LoaderOptions) -> Loader {
+    write(folder, name, points, labels);
+    open(folder, json!({ "path": name }), options)
+}
+
+fn open(folder: &Path, config: serde_json::Value, options: LoaderOptions) -> Loader {
+    let config: DatasetConfig = serde_json::from_value(config).unwrap();
+    Loader::new(Arc::new(Dataset::open(&config, folder).unwrap()), options).unwrap()
+}
+
+fn write(folder: &Path, name: &str, points: &[f32], labels: &[i64]) {
     let path = folder.join(name);
     let arrays = [
         ("features".to_owned(), Tensor::new(&[labels.len(), 2], points).unwrap()),
         ("label".to_owned(), Tensor::vector(labels)),
     ];
     write_npz(&path, &arrays).unwrap();
-    let config: DatasetConfig = serde_json::from_value(json!({ "path": path })).unwrap();
-    let dataset = Dataset::open(&config, Path::new("")).unwrap();
-    Loader::new(Arc::new(dataset), options).unwrap()
+}
+
+fn shuffled() -> LoaderOptions {
+    LoaderOptions {
+        batch_size: 8,
+        seed: 1,
+        shuffle: Shuffle::Global,
+        tail: Tail::Wrap,
+        threads: 1,
+        ..LoaderOptions::default()
+    }
 }
 
 impl Bench {
@@ -49,14 +67,6 @@ impl Bench {
         let key = Key::new(5);
         let points: Vec<f32> = (0..2 * SAMPLES as u64).map(|i| key.normal_f32(i)).collect();
         let labels: Vec<i64> = points.chunks(2).map(|p| i64::from(p[0] * p[1] > 0.0)).collect();
-        let shuffled = LoaderOptions {
-            batch_size: 8,
-            seed: 1,
-            shuffle: Shuffle::Global,
-            tail: Tail::Wrap,
-            threads: 1,
-            ..LoaderOptions::default()
-        };
         let in_order = LoaderOptions { batch_size: 16, threads: 0, ..LoaderOptions::default() };
         let entry = zoo::find("mlp").unwrap();
         let given = [("inputs", 2), ("hidden", 8), ("classes", 2)];
@@ -70,7 +80,7 @@ impl Bench {
         Bench {
             model: entry.build(&options, 1).unwrap(),
             options: training,
-            loader: loader(folder.path(), "train.npz", &points, &labels, shuffled),
+            loader: loader(folder.path(), "train.npz", &points, &labels, shuffled()),
             validation: loader(folder.path(), "validation.npz", &points, &labels, in_order),
             store: Store::open(&folder.path().join("store")).unwrap(),
             settings: Settings {
@@ -86,7 +96,7 @@ impl Bench {
                 early_stopping: None,
                 checkpoint: CheckpointSchedule { every_steps: Some(6), every_ns: None, keep_last: 2 },
             },
-            _folder: folder,
+            folder,
         }
     }
 
@@ -182,7 +192,7 @@ fn a_damaged_checkpoint_is_passed_over_for_an_older_one_that_leads_to_the_same_e
     crash(&bench, "damaged", 33);
     let newest = bench.store.pointer(&format!("checkpoints/{}/latest", Bench::origin("damaged").digest().hex()));
     let hex = newest.unwrap().unwrap().hex();
-    let folder = bench._folder.path().join("store/objects/sha256").join(&hex[..2]);
+    let folder = bench.folder.path().join("store/objects/sha256").join(&hex[..2]);
     let bytes = std::fs::read(folder.join(&hex)).unwrap();
     std::fs::write(folder.join(&hex), &bytes[..bytes.len() / 2]).unwrap();
     let mut witness = Witness::default();
@@ -243,8 +253,8 @@ fn a_dataset_without_the_target_is_refused_before_the_first_step() {
 fn a_full_store_stops_the_run_with_the_object_that_could_not_be_written() {
     let bench = Bench::new();
     crash(&bench, "full", 20);
-    let objects = bench._folder.path().join("store/objects");
-    let aside = bench._folder.path().join("aside");
+    let objects = bench.folder.path().join("store/objects");
+    let aside = bench.folder.path().join("aside");
     std::fs::rename(&objects, &aside).unwrap();
     // A file where the folder was: every write below it fails, as on a full disk.
     std::fs::write(&objects, "").unwrap();
@@ -254,4 +264,28 @@ fn a_full_store_stops_the_run_with_the_object_that_could_not_be_written() {
     std::fs::rename(&aside, &objects).unwrap();
     let expected = bench.train("whole", &mut Witness::default()).unwrap();
     assert_eq!(bench.train("full", &mut Witness::default()).unwrap(), expected);
+}
+
+#[test]
+fn labels_as_certain_distributions_train_as_classes_do() {
+    let mut bench = Bench::new();
+    for smoothing in [0.0, 0.1] {
+        bench.options.loss = Loss::CrossEntropy(CrossEntropy { label_smoothing: smoothing, ..CrossEntropy::default() });
+        let classes = bench.train(&format!("classes {smoothing}"), &mut Witness::default()).unwrap();
+        let config = json!({ "path": "train.npz", "tensors": [
+            { "name": "features" }, { "name": "label", "transform": [{ "one_hot": 2 }] } ] });
+        let plain = std::mem::replace(&mut bench.loader, open(bench.folder.path(), config, shuffled()));
+        let certain = bench.train(&format!("distributions {smoothing}"), &mut Witness::default()).unwrap();
+        bench.loader = plain;
+        let (a, b) = (classes.record.history.loss.points(), certain.record.history.loss.points());
+        assert_eq!(a.len(), b.len());
+        for (a, b) in a.iter().zip(b) {
+            // Two ways to add the same few numbers differ by some units of 2^-24, which 40 steps of Adam can raise: its
+            // first steps divide small gradients by their own size.
+            assert!((a.loss - b.loss).abs() < 1e-3, "step {}: {} and {}", a.step, a.loss, b.loss);
+        }
+        // Validation is on classes in both.
+        let accuracy = |trained: &Trained| trained.record.best.as_ref().unwrap().metrics.accuracy.unwrap();
+        assert!((accuracy(&classes) - accuracy(&certain)).abs() <= 1.0 / SAMPLES as f64);
+    }
 }

@@ -11,7 +11,7 @@ use crate::error::DataError;
 use crate::source::{Cells, Opened, Source, Wanted};
 
 /// What the picture decoder reads.
-const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
+const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 struct Folder {
     /// Each file and the number of its class.

@@ -2,7 +2,7 @@
 
 use updraft_data::{LoaderOptions, Tail};
 use updraft_graph::zoo::Setting;
-use updraft_passes::loss::{CrossEntropy, Loss};
+use updraft_passes::loss::{CrossEntropy, Loss, Targets};
 use updraft_passes::optimizer::{AdamSettings, Optimizer, WeightDecay};
 use updraft_passes::schedule::{Schedule, Shape};
 use updraft_passes::training::TrainingOptions;
@@ -88,6 +88,8 @@ impl LossSection {
                 label_smoothing: s.label_smoothing,
                 ignore_index: s.ignore_index,
                 class_axis: s.class_axis,
+                // A run that learns from distributions says so by its data.
+                targets: Targets::Classes,
             }),
             LossSection::MeanSquaredError => Loss::MeanSquaredError,
             LossSection::KullbackLeibler(s) => Loss::KullbackLeibler { temperature: s.temperature },
