@@ -81,7 +81,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
         let entry = zoo::find(name).ok_or_else(|| format!("the zoo has no {name}"))?;
         let settings: Vec<_> = settings.iter().map(|(n, v)| ((*n).to_owned(), Setting::Integer(*v))).collect();
         let model = entry.build(&Options::of(entry, &settings)?, 0)?;
-        let loss = CrossEntropy { label_smoothing: *label_smoothing, ignore_index: IGNORED, class_axis: -1 };
+        let loss = CrossEntropy { label_smoothing: *label_smoothing, ignore_index: IGNORED, ..CrossEntropy::default() };
         let options = TrainingOptions::new(Loss::CrossEntropy(loss), Optimizer::Sgd { momentum: 0.5, nesterov: false });
 
         let file = |end: &str| folder.join(format!("{name}-{end}.onnx"));
