@@ -13,23 +13,27 @@ use serde_json::{Map, Value, json};
 use updraft_base::{Clock, Digest};
 use updraft_data::{Batch, Loader};
 use updraft_engine::Engine;
-use updraft_graph::onnx::{self, ReadOptions, WriteOptions};
-use updraft_graph::{Graph, Model, infer};
-use updraft_passes::loss::Loss;
+use updraft_graph::Model;
 use updraft_passes::training::TrainingOptions;
 use updraft_store::{Artifact, Origin, Store};
 use updraft_train::TrainError;
 use updraft_train::evaluate::first_rows;
 
-use crate::arithmetic::{Arithmetic, Emulated};
+use crate::arithmetic::Arithmetic;
 use crate::candidate::{Candidate, StaticForm};
 use crate::error::CompressError;
-use crate::forms::{self, Material};
-use crate::interval::Verdict;
+use crate::forms::Grounds;
 use crate::latency::{LatencySettings, Rounds, in_turns};
 use crate::measure::{Answers, Compiled, Metric, Output, Scores, Task};
 use crate::search::{Decision, Judgement, Made, Speed, Trouble, UnitSensitivity, Workbench};
-use crate::splits::{Split, Splits, looks};
+use crate::splits::{Part, Splits};
+
+mod distance;
+mod models;
+mod scores;
+
+use distance::SENSITIVITY_SAMPLES;
+use models::Current;
 
 /// What a bench works with.
 pub struct Tools<'a> {
@@ -80,13 +84,6 @@ pub struct BenchSettings {
     pub deadline_ns: u64,
 }
 
-/// The search leaves time for the original and this many candidates to be scored on the holdout, at the pace of the
-/// search split: the first is nearly always confirmed.
-const HOLDOUT_CANDIDATES: u64 = 2;
-
-/// Samples on which the divergence of a single unit is measured: what published rankings of sensitivity take.
-const SENSITIVITY_SAMPLES: u64 = 64;
-
 /// The bench. See [`Workbench`].
 pub struct Bench<'a> {
     tools: Tools<'a>,
@@ -97,18 +94,11 @@ pub struct Bench<'a> {
     current: Option<Current>,
     /// Outputs of the original on the samples of the divergence, in batches.
     reference: Vec<(Batch, Output)>,
-    scores: BTreeMap<(Digest, &'static str), Scores>,
-    ranges: forms::Ranges,
+    scores: BTreeMap<(Digest, Part), Scores>,
+    grounds: Grounds,
     /// When the time is over for what is going on: the search, then the holdout.
     deadline_ns: u64,
     start_ns: u64,
-}
-
-struct Current {
-    candidate: Candidate,
-    artifact: Artifact,
-    graph: Graph,
-    answers: Option<Box<dyn Answers>>,
 }
 
 impl<'a> Bench<'a> {
@@ -123,7 +113,7 @@ impl<'a> Bench<'a> {
             current: None,
             reference: Vec::new(),
             scores: BTreeMap::new(),
-            ranges: BTreeMap::new(),
+            grounds: Grounds::new(),
         }
     }
 
@@ -131,32 +121,6 @@ impl<'a> Bench<'a> {
     pub fn artifact(&mut self, candidate: &Candidate) -> Result<Artifact, CompressError> {
         self.hold(candidate)?;
         Ok(self.held()?.artifact.clone())
-    }
-
-    /// How a model answers under another arithmetic, beside its answers under exact sums: the drop on the first samples
-    /// of the holdout.
-    pub fn drop_elsewhere(
-        &mut self,
-        candidate: &Candidate,
-        arithmetic: Arithmetic,
-        samples: u64,
-    ) -> Result<Judgement, CompressError> {
-        self.deadline_ns = self.settings.deadline_ns;
-        self.hold(candidate)?;
-        let current = self.held()?;
-        let mut answers = Emulated::new(&current.graph, self.tools.task, arithmetic)?;
-        let mut exact = Compiled::new(self.tools.engine, &current.graph, self.tools.task)?;
-        let (mut here, mut there) = (Scores::default(), Scores::default());
-        for batch in self.tools.splits.holdout.batches(0)? {
-            if here.len() as u64 >= samples {
-                break;
-            }
-            self.check_time()?;
-            let batch = batch?;
-            here.add(self.tools.task, &batch, &exact.answer(&batch)?)?;
-            there.add(self.tools.task, &batch, &answers.answer(&batch)?)?;
-        }
-        Ok(self.judgement(&here, &there, self.settings.alpha))
     }
 
     fn check_time(&self) -> Result<(), CompressError> {
@@ -184,253 +148,6 @@ impl<'a> Bench<'a> {
         let made = make(self)?;
         self.tools.store.put(origin, serde_json::to_vec(&made).map_err(malformed)?, Map::new())?;
         Ok(made)
-    }
-
-    /// Puts a candidate's model on the bench.
-    fn hold(&mut self, candidate: &Candidate) -> Result<(), CompressError> {
-        if self.current.as_ref().is_some_and(|c| c.candidate == *candidate) {
-            return Ok(());
-        }
-        self.current = None;
-        let (artifact, graph) = self.model_of(candidate)?;
-        self.current = Some(Current { candidate: candidate.clone(), artifact, graph, answers: None });
-        Ok(())
-    }
-
-    fn held(&self) -> Result<&Current, CompressError> {
-        self.current.as_ref().ok_or(CompressError::TimeLimit)
-    }
-
-    fn model_of(&mut self, candidate: &Candidate) -> Result<(Artifact, Graph), CompressError> {
-        if *candidate == Candidate::default() {
-            let artifacts = self.tools.store.artifacts_of(&self.tools.original_digest)?;
-            let artifact = artifacts
-                .into_iter()
-                .next()
-                .ok_or_else(|| updraft_store::StoreError::NotFound { what: self.tools.original_digest.to_string() })?;
-            return Ok((artifact, self.tools.original.graph.clone()));
-        }
-        // Numbers get their form last, so a pruned model is shared by its forms.
-        let is_form = candidate.form != crate::candidate::Form::Float;
-        let base = match (&candidate.pruning, is_form) {
-            (Some(pruning), true) => Candidate { pruning: Some(pruning.clone()), form: Default::default() },
-            _ => Candidate::default(),
-        };
-        let mut recipe = json!({
-            "candidate": candidate,
-            "calibration": self.tools.splits.calibration.key(),
-            "seed": self.settings.seed,
-        });
-        if candidate.pruning.is_some() && !is_form {
-            recipe["training"] = json!({
-                "options": format!("{:?}", TrainingOptions { distillation: None, ..self.tools.training.clone() }),
-                "data": self.tools.train_loader.token(0),
-                "learning_rate": self.settings.recovery_rate,
-            });
-        }
-        let (base_artifact, base_graph) = self.model_of(&base)?;
-        let origin = self.origin("candidate", recipe, vec![base_artifact.digest]);
-        if let Some(artifact) = self.tools.store.find(&origin)? {
-            let graph = decode(&self.tools.store.get(&artifact.digest)?)?;
-            return Ok((artifact, graph));
-        }
-        self.check_time()?;
-        let deadline_ns = self.deadline_ns;
-        let clock = self.tools.clock;
-        let mut material = Material {
-            engine: self.tools.engine,
-            store: self.tools.store,
-            clock,
-            original: &self.tools.original.graph,
-            calibration: &self.tools.splits.calibration,
-            training: self.tools.training,
-            train_loader: self.tools.train_loader,
-            recovery_rate: self.settings.recovery_rate,
-            seed: self.settings.seed,
-            is_over: &|| clock.monotonic_ns() >= deadline_ns,
-            ranges: &mut self.ranges,
-        };
-        let (graph, decisions) = forms::make(&mut material, &base_graph, base_artifact.digest, candidate)?;
-        let bytes = encode(&Model { graph, ..self.tools.original.clone() })?;
-        let meta = Map::from_iter([("decisions".to_owned(), json!(decisions))]);
-        // Read back, so that a model from the store and one just made are the same to the last bit.
-        let graph = decode(&bytes)?;
-        let artifact = self.tools.store.put(&origin, bytes, meta)?;
-        Ok((artifact, graph))
-    }
-
-    /// What answers for the model on the bench.
-    fn answer(&mut self, batch: &Batch) -> Result<Output, CompressError> {
-        self.check_time()?;
-        let current = self.current.as_mut().ok_or(CompressError::TimeLimit)?;
-        let answers = match &mut current.answers {
-            Some(answers) => answers,
-            empty => {
-                let made: Box<dyn Answers> = match self.settings.arithmetic {
-                    Arithmetic::Exact => Box::new(Compiled::new(self.tools.engine, &current.graph, self.tools.task)?),
-                    other => Box::new(Emulated::new(&current.graph, self.tools.task, other)?),
-                };
-                empty.insert(made)
-            }
-        };
-        answers.answer(batch)
-    }
-
-    /// The scores of a candidate on at least the first `samples` of a split, or on all.
-    fn scores(&mut self, candidate: &Candidate, split: &'static str, samples: u64) -> Result<Scores, CompressError> {
-        self.hold(candidate)?;
-        let digest = self.held()?.artifact.digest;
-        let source: Split = match split {
-            "search" => self.tools.splits.search.clone(),
-            _ => self.tools.splits.holdout.clone(),
-        };
-        let mut scores = self.scores.remove(&(digest, split)).unwrap_or_default();
-        let mut from = 0;
-        for look in looks(source.len(), self.settings.alpha).iter() {
-            let to = look.samples.div_ceil(source.batch_size());
-            if from * source.batch_size() >= samples {
-                break;
-            }
-            if (scores.len() as u64) < (to * source.batch_size()).min(source.len()) {
-                let recipe = json!({
-                    "data": source.key(), "from": from, "to": to,
-                    "task": format!("{:?}", self.tools.task), "arithmetic": self.settings.arithmetic,
-                });
-                let origin = self.origin("scores", recipe, vec![digest]);
-                let before_ns = self.tools.clock.monotonic_ns();
-                let block = self.kept(&origin, |bench| {
-                    let mut block = Scores::default();
-                    for batch in source.batches(from)?.take((to - from) as usize) {
-                        let batch = batch?;
-                        let output = bench.answer(&batch)?;
-                        block.add(bench.tools.task, &batch, &output)?;
-                    }
-                    Ok(block)
-                });
-                match block {
-                    Ok(block) => {
-                        if split == "search" {
-                            self.reserve(self.tools.clock.monotonic_ns() - before_ns, block.len() as u64);
-                        }
-                        scores.extend(block);
-                    }
-                    Err(error) => {
-                        self.scores.insert((digest, split), scores);
-                        return Err(error);
-                    }
-                }
-            }
-            from = to;
-        }
-        self.scores.insert((digest, split), scores.clone());
-        Ok(scores)
-    }
-
-    /// Ends the search early enough for the holdout, given how long some samples took; at most half of the time is kept
-    /// free.
-    fn reserve(&mut self, elapsed_ns: u64, samples: u64) {
-        let per_sample_ns = elapsed_ns / samples.max(1);
-        let needed_ns =
-            per_sample_ns.saturating_mul(self.tools.splits.holdout.len()).saturating_mul(HOLDOUT_CANDIDATES + 1);
-        let most_ns = self.settings.deadline_ns.saturating_sub(self.start_ns) / 2;
-        self.deadline_ns = self.deadline_ns.min(self.settings.deadline_ns - needed_ns.min(most_ns));
-    }
-
-    /// Looks at a split until the answer is clear. Where the time ends before, what was seen of the holdout counts.
-    fn judge(
-        &mut self,
-        candidate: &Candidate,
-        split: &'static str,
-        limit: f64,
-        alpha: f64,
-        stops_within: bool,
-    ) -> Result<Judgement, CompressError> {
-        let source = match split {
-            "search" => &self.tools.splits.search,
-            _ => &self.tools.splits.holdout,
-        };
-        let (len, batch_size) = (source.len(), source.batch_size());
-        let mut last = None;
-        for look in looks(len, alpha).iter() {
-            // Whole batches: the samples that are there anyway.
-            let samples = (look.samples.div_ceil(batch_size) * batch_size).min(len);
-            let both = self
-                .scores(&Candidate::default(), split, samples)
-                .and_then(|original| Ok((original, self.scores(candidate, split, samples)?)));
-            let (original, scores) = match both {
-                Err(CompressError::TimeLimit) if last.is_some() && split == "holdout" => break,
-                both => both?,
-            };
-            let samples = samples as usize;
-            let judgement = self.judgement(&original.first(samples), &scores.first(samples), look.alpha);
-            let verdict = Verdict::of(&judgement.drop, limit);
-            last = Some(judgement);
-            if verdict == Verdict::Beyond || (verdict == Verdict::Within && stops_within) {
-                break;
-            }
-        }
-        last.ok_or(CompressError::NoSearchData)
-    }
-
-    fn judgement(&self, original: &Scores, candidate: &Scores, alpha: f64) -> Judgement {
-        let metric = self.settings.metric;
-        Judgement {
-            drop: metric.drop(original, candidate, alpha),
-            samples: candidate.len() as u64,
-            original: metric.value(original),
-            candidate: metric.value(candidate),
-        }
-    }
-
-    /// The original's outputs on the samples of the divergence.
-    fn fill_reference(&mut self) -> Result<(), CompressError> {
-        if !self.reference.is_empty() {
-            return Ok(());
-        }
-        let split = self.tools.splits.search.first(self.settings.divergence_samples);
-        let mut original = Compiled::new(self.tools.engine, &self.tools.original.graph, self.tools.task)?;
-        for batch in split.batches(0)? {
-            self.check_time()?;
-            let batch = batch?;
-            let output = original.answer(&batch)?;
-            self.reference.push((batch, output));
-        }
-        Ok(())
-    }
-
-    /// How far the answers are from the original's on at least so many samples.
-    fn distance(
-        &mut self,
-        answer: &mut dyn FnMut(&mut Self, &Batch) -> Result<Output, CompressError>,
-        samples: u64,
-    ) -> Result<f64, CompressError> {
-        self.fill_reference()?;
-        let reference = std::mem::take(&mut self.reference);
-        let mut sums = (0.0, 0.0);
-        let mut seen = 0;
-        let mut result = Ok(());
-        for (batch, own) in &reference {
-            if seen >= samples {
-                break;
-            }
-            seen += batch.samples.len() as u64;
-            let terms = answer(self, batch).and_then(|other| match self.tools.task.loss {
-                Loss::CrossEntropy(_) | Loss::KullbackLeibler { .. } => {
-                    own.divergence_sum(&other, batch).map(|(sum, rows)| (sum, rows as f64))
-                }
-                Loss::MeanSquaredError => own.squares(&other, batch),
-            });
-            match terms {
-                Ok((sum, weight)) => sums = (sums.0 + sum, sums.1 + weight),
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        self.reference = reference;
-        result?;
-        Ok(sums.0 / sums.1.max(f64::MIN_POSITIVE))
     }
 
     fn time(&mut self, batch_size: usize) -> Result<Option<Rounds>, CompressError> {
@@ -512,13 +229,13 @@ impl Workbench for Bench<'_> {
     }
 
     fn search_drop(&mut self, candidate: &Candidate, limit: f64) -> Result<Judgement, Trouble> {
-        Ok(self.judge(candidate, "search", limit, self.settings.alpha, true)?)
+        Ok(self.judge(candidate, Part::Search, limit, self.settings.alpha, true)?)
     }
 
     fn holdout_drop(&mut self, candidate: &Candidate, limit: f64, alpha: f64) -> Result<Judgement, Trouble> {
         self.deadline_ns = self.settings.deadline_ns;
         // What is shipped is measured on all there is; only what is clearly beyond the limit is not looked at further.
-        Ok(self.judge(candidate, "holdout", limit, alpha, false)?)
+        Ok(self.judge(candidate, Part::Holdout, limit, alpha, false)?)
     }
 
     fn speed(&mut self, candidate: &Candidate) -> Result<Speed, Trouble> {
@@ -562,50 +279,6 @@ impl Workbench for Bench<'_> {
     }
 }
 
-impl Bench<'_> {
-    /// The original with only one unit of its prepared form quantized, for each unit: made, measured, forgotten.
-    pub(crate) fn divergence_of_units(
-        &mut self,
-        form: &StaticForm,
-        units: &[String],
-        unit: &str,
-    ) -> Result<f64, CompressError> {
-        self.check_time()?;
-        let float_units = units.iter().filter(|u| *u != unit).cloned().collect();
-        let candidate = Candidate::of_form(crate::candidate::Form::Static(StaticForm { float_units, ..form.clone() }));
-        let deadline_ns = self.deadline_ns;
-        let clock = self.tools.clock;
-        let mut material = Material {
-            engine: self.tools.engine,
-            store: self.tools.store,
-            clock,
-            original: &self.tools.original.graph,
-            calibration: &self.tools.splits.calibration,
-            training: self.tools.training,
-            train_loader: self.tools.train_loader,
-            recovery_rate: self.settings.recovery_rate,
-            seed: self.settings.seed,
-            is_over: &|| clock.monotonic_ns() >= deadline_ns,
-            ranges: &mut self.ranges,
-        };
-        let graph = &self.tools.original.graph;
-        let (graph, _) = forms::make(&mut material, graph, self.tools.original_digest, &candidate)?;
-        let mut answers = Compiled::new(self.tools.engine, &graph, self.tools.task)?;
-        self.distance(
-            &mut |bench, batch| {
-                bench.check_time()?;
-                answers.answer(batch)
-            },
-            SENSITIVITY_SAMPLES,
-        )
-    }
-
-    /// The original.
-    pub(crate) fn original(&self) -> &Graph {
-        &self.tools.original.graph
-    }
-}
-
 impl From<CompressError> for Trouble {
     fn from(error: CompressError) -> Trouble {
         match error {
@@ -617,20 +290,9 @@ impl From<CompressError> for Trouble {
             | CompressError::Engine(_)
             | CompressError::Train(_)
             | CompressError::NotFinite { .. }
+            | CompressError::NoEffect { .. }
             | CompressError::Shape { .. } => Trouble::Refused(error.to_string()),
             error => Trouble::Fatal(Box::new(error)),
         }
     }
-}
-
-fn encode(model: &Model) -> Result<Vec<u8>, CompressError> {
-    let problem = |e: onnx::OnnxError| CompressError::Setting { setting: "the model", problem: e.to_string() };
-    onnx::write(model, WriteOptions::default()).map_err(problem)
-}
-
-fn decode(bytes: &[u8]) -> Result<Graph, CompressError> {
-    let problem = |e: &dyn std::error::Error| CompressError::Setting { setting: "the model", problem: e.to_string() };
-    let mut model = onnx::read(bytes, &ReadOptions::default()).map_err(|e| problem(&e))?;
-    infer::infer(&mut model.graph).map_err(|e| problem(&e))?;
-    Ok(model.graph)
 }

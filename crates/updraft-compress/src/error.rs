@@ -68,6 +68,14 @@ pub enum CompressError {
         /// What is wrong.
         problem: String,
     },
+    /// What was asked for would change nothing.
+    #[error("{what} changes nothing: {reason}")]
+    NoEffect {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it does nothing here.
+        reason: String,
+    },
     /// Something that was asked for does not fit the model or the data.
     #[error("{setting} {problem}")]
     Setting {

@@ -1,4 +1,7 @@
 //! From a candidate to its graph.
+//!
+//! How numbers get another form is [`quantize`]'s business; here candidates become its settings, and
+//! what forms of one model have in common is done once: a search makes dozens of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,26 +10,34 @@ use updraft_data::{Batch, Loader};
 use updraft_engine::Engine;
 use updraft_graph::{DType, Graph};
 use updraft_passes::distill::Distillation;
-use updraft_passes::pipeline::Pipeline;
-use updraft_passes::quantize::rounding::GptqOptions;
-use updraft_passes::quantize::{EQUALIZE, Half, Range, Scheme, WeightOnly, WeightScale, observed, prepare};
+use updraft_passes::loss::Loss;
+use updraft_passes::prune::sparse;
+use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions};
+use updraft_passes::quantize::{Half, Range, Scheme, WeightOnly, WeightScale, observed};
 use updraft_passes::training::TrainingOptions;
 use updraft_store::Store;
 use updraft_train::{Event, Observer};
 
-use crate::calibrate::{self, Method};
-use crate::candidate::{Calibrator, Candidate, Form, Pruning, Rounding, StaticForm};
-use crate::distill::Tuning;
+use crate::calibrate::Method;
+use crate::candidate::{Calibrator, Candidate, Form, Pruning, Rounding, StaticForm, WeightForm};
+use crate::distill::{Tuning, train_quantized};
 use crate::error::CompressError;
 use crate::layers::ObserveOptions;
 use crate::prune::{self, Recovery};
-use crate::quantize::{self, quantize_within};
+use crate::quantize::{self, Prepared, Settings};
 use crate::rounding;
 use crate::search::Decision;
+use crate::smoothing::Factors;
 use crate::splits::Split;
 
-/// Ranges by the model they are of and whether it was equalized, and by calibrator.
-pub(crate) type Ranges = BTreeMap<(Digest, bool), BTreeMap<Calibrator, BTreeMap<String, Range>>>;
+/// What static forms of a model share, by the model and by whether it is equalized and smoothed.
+pub(crate) type Grounds = BTreeMap<(Digest, bool, bool), Ground>;
+
+/// A model prepared for quantization, and what calibration saw of it.
+pub(crate) struct Ground {
+    prepared: Prepared,
+    ranges: BTreeMap<Calibrator, BTreeMap<String, Range>>,
+}
 
 /// What candidates are made with.
 pub(crate) struct Material<'a> {
@@ -40,10 +51,14 @@ pub(crate) struct Material<'a> {
     pub(crate) train_loader: &'a Loader,
     pub(crate) recovery_rate: f64,
     pub(crate) seed: u64,
-    /// Whether the time is over.
-    pub(crate) is_over: &'a dyn Fn() -> bool,
-    pub(crate) ranges: &'a mut Ranges,
+    /// When the time is over, by the clock.
+    pub(crate) deadline_ns: u64,
+    pub(crate) grounds: &'a mut Grounds,
 }
+
+/// What training with the rounding in the loop takes of the rate of recovery from pruning: weights are where they should
+/// be, but for the rounding.
+const AWARE_RATE_SHARE: f64 = 0.3;
 
 /// The graph of a candidate, made of the model that it is a form of, or that it prunes; and what became of its nodes.
 pub(crate) fn make(
@@ -54,29 +69,20 @@ pub(crate) fn make(
 ) -> Result<(Graph, Vec<Decision>), CompressError> {
     match (&candidate.form, &candidate.pruning) {
         (Form::Float, Some(pruning)) => pruned(material, base, pruning),
-        (form, _) => formed(material, base, base_digest, form),
+        (Form::Float, None) => Ok((base.clone(), Vec::new())),
+        (Form::Sparse { kept, of }, _) => with_zeros(base, *kept, *of),
+        (Form::Static(form), _) => integers(material, base, base_digest, form),
+        (form, _) => other_numbers(material, base, form),
     }
 }
 
 /// Channels are removed, and what is left learns from the original.
 fn pruned(material: &Material, base: &Graph, pruning: &Pruning) -> Result<(Graph, Vec<Decision>), CompressError> {
-    let tuning = Tuning {
-        engine: material.engine,
-        options: material.training,
-        loader: material.train_loader,
-        // The search split must not choose weights, or it would flatter what it is to judge.
-        validation: None,
-        steps: pruning.recovery_steps,
-        learning_rate: material.recovery_rate,
-        seed: material.seed,
-        store: material.store,
-        clock: material.clock,
-    };
-    let teacher = Distillation::new(material.original.clone());
-    let recovery = Recovery { tuning: &tuning, distillation: Some(&teacher) };
-    let mut watch = Watch { is_over: material.is_over };
+    let tuning = material.tuning(pruning.recovery_steps, material.recovery_rate);
+    let teacher = material.teacher();
+    let recovery = Recovery { tuning: &tuning, distillation: teacher.as_ref() };
     let settings = prune::Settings { seed: material.seed, ..prune::Settings::structured(pruning.ratio) };
-    let (graph, report) = prune::prune(base, &settings, Some(&recovery), &mut watch)?;
+    let (graph, report) = prune::prune(base, &settings, Some(&recovery), &mut material.watch())?;
     let mut decisions: Vec<Decision> = report
         .groups
         .iter()
@@ -98,68 +104,197 @@ fn pruned(material: &Material, base: &Graph, pruning: &Pruning) -> Result<(Graph
     Ok((graph, decisions))
 }
 
-/// Numbers in another form.
-fn formed(
+/// The smallest weights of all neighbours become zeros; nothing is trained.
+fn with_zeros(base: &Graph, kept: usize, of: usize) -> Result<(Graph, Vec<Decision>), CompressError> {
+    let mut graph = base.clone();
+    let settings = sparse::Settings {
+        pattern: sparse::Pattern::Of { n: kept, m: of },
+        scope: updraft_passes::prune::structured::Scope::Local,
+        exclude: Vec::new(),
+    };
+    let masks = sparse::choose(&graph, &settings, &BTreeMap::new())?;
+    sparse::apply(&mut graph, &masks)?;
+    let decide = |unit: &String| Decision {
+        unit: unit.clone(),
+        form: format!("{kept}:{of} sparse"),
+        reason: "the smallest of all neighbours are zeros".to_owned(),
+    };
+    Ok((graph, masks.keys().map(decide).collect()))
+}
+
+/// Integers throughout, trained as such where that is asked.
+fn integers(
     material: &mut Material,
     base: &Graph,
     base_digest: Digest,
-    form: &Form,
+    form: &StaticForm,
 ) -> Result<(Graph, Vec<Decision>), CompressError> {
-    let (target, name) = match form {
-        Form::Float => return Ok((base.clone(), Vec::new())),
-        Form::Half => (quantize::Form::Half(Half { dtype: DType::F16, exclude: BTreeSet::new() }), "float16"),
-        Form::Dynamic => (quantize::Form::Dynamic(Scheme::default()), "int8"),
-        Form::WeightOnly { bits, block } => {
-            let options = WeightOnly {
-                bits: u32::from(*bits),
-                block: *block,
-                weight_scale: WeightScale::Mse,
-                exclude: BTreeSet::new(),
-            };
-            (quantize::Form::WeightOnly(options), "integer weights")
-        }
-        Form::Static(form) => {
-            let form = quantize::StaticForm {
-                scheme: scheme(form),
-                calibration: method(form.calibrator),
-                bias_correction: form.bias_corrected,
-            };
-            (quantize::Form::Static(form), "int8")
-        }
+    let settings = static_settings(form, material.seed);
+    let key = (base_digest, form.equalized, form.smoothed);
+    if !material.grounds.contains_key(&key) {
+        // Forms of one model are made in a row, so those of models before it are not asked for again.
+        material.grounds.retain(|(digest, ..), _| *digest == base_digest);
+        let ground = Ground::new(material, base, form)?;
+        material.grounds.insert(key, ground);
+    }
+    let missing =
+        || CompressError::Setting { setting: "calibrator", problem: format!("{:?} gave no ranges", form.calibrator) };
+    let ground = material.grounds.get(&key).ok_or_else(missing)?;
+    let ranges = ground.ranges.get(&form.calibrator).ok_or_else(missing)?.clone();
+    let batches = || material.batches();
+    let made = ground.prepared.quantized(material.engine, &settings, Some(&batches), ranges)?;
+    let name = if form.wide { "int8, values in 16 bits" } else { "int8" };
+    let decisions = decisions(made.decisions, name);
+    if form.aware_steps == 0 {
+        return Ok((made.graph, decisions));
+    }
+    let tuning = material.tuning(form.aware_steps, AWARE_RATE_SHARE * material.recovery_rate);
+    // Codes that were chosen with care are a better start than floats that would be rounded anew.
+    let float = (form.rounding == Rounding::Nearest).then_some(&ground.prepared.graph);
+    let levels = match form.reduced_range {
+        true => Some(
+            scheme(form)
+                .weight_levels()
+                .map_err(|e| CompressError::Setting { setting: "weights", problem: e.to_string() })?,
+        ),
+        false => None,
     };
-    let static_form = match form {
-        Form::Static(form) => Some(form),
-        _ => None,
-    };
-    let settings = quantize::Settings {
+    let teacher = material.teacher();
+    let trained = train_quantized(&tuning, &made.graph, float, levels, teacher.as_ref(), &mut material.watch())?;
+    Ok((trained.graph, decisions))
+}
+
+/// Numbers in another form, values as they are or as they come.
+fn other_numbers(material: &Material, base: &Graph, form: &Form) -> Result<(Graph, Vec<Decision>), CompressError> {
+    let plain = |form| Settings {
+        form,
+        equalize: false,
         factors: None,
         clip: false,
-        form: target,
-        equalize: static_form.is_some_and(|f| f.equalized),
-        rounding: match static_form.map(|f| f.rounding) {
-            Some(Rounding::ErrorFeedback) => rounding::Method::Gptq(GptqOptions::default()),
-            _ => rounding::Method::Nearest,
-        },
-        observe: ObserveOptions { key: Key::new(material.seed).child("rounding"), ..ObserveOptions::default() },
+        rounding: rounding::Method::Nearest,
+        observe: observe_options(material.seed),
     };
-    let ranges = static_form.map(|form| ranges(material, base, base_digest, form)).transpose()?;
-    let is_over = material.is_over;
-    let batches = || -> Result<Box<dyn Iterator<Item = Result<Batch, CompressError>>>, CompressError> {
-        let batches = material.calibration.batches(0)?;
-        Ok(Box::new(batches.map(move |batch| if is_over() { Err(CompressError::TimeLimit) } else { Ok(batch?) })))
+    let (settings, name) = match form {
+        Form::Half => (plain(quantize::Form::Half(Half { dtype: DType::F16, exclude: BTreeSet::new() })), "float16"),
+        Form::WeightOnly(form) => (weight_settings(form, plain), "integer weights"),
+        _ => (plain(quantize::Form::Dynamic(Scheme::default())), "int8"),
     };
-    let made = quantize_within(material.engine, base, &settings, Some(&batches), ranges.as_ref())?;
-    let decisions = made.decisions.into_iter().map(|decision| Decision {
-        unit: decision.node,
-        form: if decision.quantized { name } else { "float" }.to_owned(),
-        reason: decision.reason,
-    });
-    Ok((made.graph, decisions.collect()))
+    let batches = || material.batches();
+    let made = quantize::quantize(material.engine, base, &settings, Some(&batches))?;
+    Ok((made.graph, decisions(made.decisions, name)))
+}
+
+impl Ground {
+    /// Runs the calibration data through the model once more for each way to prepare it. All calibrators read the same
+    /// histograms, and which units are in float makes no difference to the values of the others.
+    fn new(material: &Material, base: &Graph, form: &StaticForm) -> Result<Ground, CompressError> {
+        // Only what the ground is kept by may decide it, or a resumed search would find another one.
+        let form = StaticForm {
+            equalized: form.equalized,
+            smoothed: form.smoothed,
+            ..StaticForm::plain(Calibrator::MinMax, form.symmetric)
+        };
+        let settings = static_settings(&form, material.seed);
+        let batches = || material.batches();
+        let prepared = Prepared::new(material.engine, base, &settings, Some(&batches))?;
+        if form.smoothed && prepared.folded == 0 {
+            let reason = match prepared.refusals.iter().find(|r| r.reason.starts_with("smooth")) {
+                Some(refusal) => format!("{}: {}", refusal.node, refusal.reason),
+                None => "no matrix product follows what could take factors up".to_owned(),
+            };
+            return Err(CompressError::NoEffect { what: "smoothing", reason });
+        }
+        // Which values are between integers depends on the units, so all that any choice of units could need.
+        let values = observed(&prepared.graph, &scheme(&form))?;
+        let observer = prepared.observe(material.engine, &values, &batches, 1)?;
+        let ranges = Calibrator::ALL.map(|calibrator| Ok((calibrator, observer.ranges(method(calibrator))?)));
+        let ranges = ranges.into_iter().collect::<Result<_, CompressError>>()?;
+        Ok(Ground { prepared, ranges })
+    }
+}
+
+impl<'a> Material<'a> {
+    fn is_over(&self) -> bool {
+        self.clock.monotonic_ns() >= self.deadline_ns
+    }
+
+    /// The calibration data, as long as there is time.
+    fn batches(&self) -> Result<Box<dyn Iterator<Item = Result<Batch, CompressError>> + '_>, CompressError> {
+        let batches = self.calibration.batches(0)?;
+        Ok(Box::new(batches.map(|batch| if self.is_over() { Err(CompressError::TimeLimit) } else { Ok(batch?) })))
+    }
+
+    fn tuning(&self, steps: u64, learning_rate: f64) -> Tuning<'a> {
+        Tuning {
+            engine: self.engine,
+            options: self.training,
+            loader: self.train_loader,
+            // The search split must not choose weights, or it would flatter what it is to judge.
+            validation: None,
+            steps,
+            learning_rate,
+            seed: self.seed,
+            store: self.store,
+            clock: self.clock,
+        }
+    }
+
+    /// The original as a teacher; none where the loss compares with one already, whose answers are in the data.
+    fn teacher(&self) -> Option<Distillation> {
+        let is_taught = matches!(self.training.loss, Loss::KullbackLeibler { .. });
+        let output = self.training.output.clone();
+        (!is_taught).then(|| Distillation { output, ..Distillation::new(self.original.clone()) })
+    }
+
+    fn watch(&self) -> Watch<'a> {
+        Watch { clock: self.clock, deadline_ns: self.deadline_ns }
+    }
+}
+
+fn static_settings(form: &StaticForm, seed: u64) -> Settings {
+    let scheme = scheme(form);
+    Settings {
+        equalize: form.equalized,
+        factors: form.smoothed.then(|| Factors::Smooth { input_levels: 1 << scheme.activations.bits().unwrap_or(8) }),
+        clip: false,
+        rounding: rounding_method(form.rounding),
+        observe: observe_options(seed),
+        form: quantize::Form::Static(quantize::StaticForm {
+            scheme,
+            calibration: method(form.calibrator),
+            bias_correction: form.bias_corrected,
+        }),
+    }
+}
+
+fn weight_settings(form: &WeightForm, plain: impl Fn(quantize::Form) -> Settings) -> Settings {
+    let options = WeightOnly {
+        bits: u32::from(form.bits),
+        block: form.block,
+        weight_scale: WeightScale::Mse,
+        exclude: BTreeSet::new(),
+    };
+    Settings {
+        factors: form.protected.then_some(Factors::Awq),
+        clip: form.protected,
+        rounding: rounding_method(form.rounding),
+        ..plain(quantize::Form::WeightOnly(options))
+    }
+}
+
+fn observe_options(seed: u64) -> ObserveOptions {
+    ObserveOptions { key: Key::new(seed).child("rounding"), ..ObserveOptions::default() }
 }
 
 fn scheme(form: &StaticForm) -> Scheme {
+    let activations = match (form.wide, form.symmetric) {
+        (false, false) => DType::U8,
+        (false, true) => DType::I8,
+        (true, false) => DType::U16,
+        (true, true) => DType::I16,
+    };
     Scheme {
-        activations: if form.symmetric { DType::I8 } else { DType::U8 },
+        activations,
         symmetric_activations: form.symmetric,
         reduce_range: form.reduced_range,
         weight_scale: if form.mse_weights { WeightScale::Mse } else { WeightScale::MaxAbs },
@@ -177,50 +312,33 @@ fn method(calibrator: Calibrator) -> Method {
     }
 }
 
-/// The ranges of a static form. The calibration data is run through once for a model, and once more for it equalized; all
-/// calibrators read the same histograms, and which units are in float makes no difference to the values of the others.
-fn ranges(
-    material: &mut Material,
-    base: &Graph,
-    base_digest: Digest,
-    form: &StaticForm,
-) -> Result<BTreeMap<String, Range>, CompressError> {
-    let key = (base_digest, form.equalized);
-    if !material.ranges.contains_key(&key) {
-        let mut graph = base.clone();
-        prepare(&mut graph)?;
-        if form.equalized {
-            Pipeline::new(&mut graph).run(EQUALIZE)?;
-        }
-        // Which values are between integers depends on the units, so all that any choice of units could need.
-        let values = observed(&graph, &Scheme { exclude: BTreeSet::new(), ..scheme(form) })?;
-        let mut observer = calibrate::Observer::new(material.engine, &graph, &values, 1)?;
-        for batch in material.calibration.batches(0)? {
-            if (material.is_over)() {
-                return Err(CompressError::TimeLimit);
-            }
-            observer.observe(&batch?)?;
-        }
-        let all = Calibrator::ALL.map(|calibrator| Ok((calibrator, observer.ranges(method(calibrator))?)));
-        let all: BTreeMap<_, _> = all.into_iter().collect::<Result<_, CompressError>>()?;
-        material.ranges.insert(key, all);
+fn rounding_method(rounding: Rounding) -> rounding::Method {
+    match rounding {
+        Rounding::Nearest => rounding::Method::Nearest,
+        Rounding::ErrorFeedback => rounding::Method::Gptq(GptqOptions::default()),
+        Rounding::Learned => rounding::Method::AdaRound(AdaRoundOptions::default()),
     }
-    let found = material.ranges.get(&key).and_then(|all| all.get(&form.calibrator));
-    found.cloned().ok_or_else(|| CompressError::Setting {
-        setting: "calibrator",
-        problem: format!("{:?} gave no ranges", form.calibrator),
-    })
+}
+
+fn decisions(made: Vec<updraft_passes::quantize::Decision>, name: &str) -> Vec<Decision> {
+    let of = |decision: updraft_passes::quantize::Decision| Decision {
+        unit: decision.node,
+        form: if decision.quantized { name } else { "float" }.to_owned(),
+        reason: decision.reason,
+    };
+    made.into_iter().map(of).collect()
 }
 
 /// Watches training for the end of the time.
 struct Watch<'a> {
-    is_over: &'a dyn Fn() -> bool,
+    clock: &'a dyn Clock,
+    deadline_ns: u64,
 }
 
 impl Observer for Watch<'_> {
     fn observe(&mut self, _: &Event) {}
 
     fn stops(&mut self) -> bool {
-        (self.is_over)()
+        self.clock.monotonic_ns() >= self.deadline_ns
     }
 }

@@ -89,123 +89,150 @@ pub fn quantize(
     settings: &Settings,
     batches: Option<&Batches>,
 ) -> Result<Quantized, CompressError> {
-    quantize_within(engine, graph, settings, batches, None)
-}
-
-/// [`quantize`] with ranges that are known already, where the form is static: those of the values of the prepared graph,
-/// equalized if the settings say so.
-pub fn quantize_within(
-    engine: &dyn Engine,
-    graph: &Graph,
-    settings: &Settings,
-    batches: Option<&Batches>,
-    known: Option<&BTreeMap<String, Range>>,
-) -> Result<Quantized, CompressError> {
-    let mut graph = graph.clone();
-    let mut refusals = Vec::new();
-    prepare(&mut graph)?;
-    if settings.equalize {
-        let mut pipeline = Pipeline::new(&mut graph);
-        pipeline.run(EQUALIZE)?;
-        refusals.extend(pipeline.finish().into_iter().flat_map(|report| report.refusals));
+    if batches.is_none() && settings.needs_data() {
+        let problem = "is needed to calibrate or to round weights, and none is given".to_owned();
+        return Err(CompressError::Setting { setting: "data", problem });
     }
-    let data = match batches {
-        None if settings.needs_data() => {
-            let problem = "is needed to calibrate or to round weights, and none is given".to_owned();
-            return Err(CompressError::Setting { setting: "data", problem });
-        }
-        data => data,
-    };
-    if let (Some(factors), Some(batches)) = (settings.factors, data) {
-        refusals.extend(fold(engine, &mut graph, settings, factors, batches)?);
-    }
-    let mut ranges = BTreeMap::new();
-    let mut rounded = BTreeMap::new();
-    match (&settings.form, data) {
+    let prepared = Prepared::new(engine, graph, settings, batches)?;
+    let ranges = match (&settings.form, batches) {
         (Form::Static(form), Some(batches)) => {
-            // Factors have changed the values since.
-            ranges = match known.filter(|_| settings.factors.is_none()) {
-                Some(ranges) => ranges.clone(),
-                None => {
-                    let values = observed(&graph, &form.scheme)?;
-                    calibrated(engine, &graph, &values, batches, form.calibration, settings.observe.threads)?
-                }
-            };
-            let quantizer = |layer: &Layer, w: &Tensor| form.scheme.weight_quantizer(w, Some(layer.output_axis()));
-            rounded = round(engine, &graph, settings, &form.scheme.exclude, data, &quantizer, &mut refusals)?;
-            if form.bias_correction {
-                let shifts = bias_shifts(engine, &graph, form, &ranges, &rounded, batches)?;
-                let mut pipeline = Pipeline::new(&mut graph);
-                pipeline.apply("correct biases", Promise::Lossy, |g, r| correct_biases(g, &form.scheme, &shifts, r))?;
-            }
-        }
-        (Form::WeightOnly(form), _) => {
-            let quantizer = |layer: &Layer, w: &Tensor| form.quantizer_of(layer.input_axis(), layer.output_axis(), w);
-            rounded = round(engine, &graph, settings, &form.exclude, data, &quantizer, &mut refusals)?;
+            let values = observed(&prepared.graph, &form.scheme)?;
+            prepared.observe(engine, &values, batches, settings.observe.threads)?.ranges(form.calibration)?
         }
         (Form::Half(form), Some(batches)) if form.dtype == DType::F16 => {
-            let values: Vec<String> = float_values(&graph);
+            let values = float_values(&prepared.graph);
             let method = calibrate::Method::MinMax;
-            ranges = calibrated(engine, &graph, &values, batches, method, settings.observe.threads)?;
+            prepared.observe(engine, &values, batches, settings.observe.threads)?.ranges(method)?
         }
-        _ => {}
-    }
-    let mut pipeline = Pipeline::new(&mut graph);
-    let decisions = match &settings.form {
-        Form::Static(form) => {
-            pipeline.apply("insert quantizers", Promise::Lossy, |g, r| insert(g, &form.scheme, &ranges, &rounded, r))
-        }
-        Form::Dynamic(scheme) => {
-            pipeline.apply("quantize dynamically", Promise::Lossy, |g, r| quantize::dynamic(g, scheme, r))
-        }
-        Form::WeightOnly(form) => {
-            pipeline.apply("quantize weights", Promise::Lossy, |g, r| quantize::weight_only(g, form, &rounded, r))
-        }
-        Form::Half(form) => {
-            pipeline.apply("half precision", Promise::Lossy, |g, r| quantize::half(g, form, &ranges, r))
-        }
-    }?;
-    Ok(Quantized { graph, decisions, refusals, ranges })
-}
-
-fn calibrated(
-    engine: &dyn Engine,
-    graph: &Graph,
-    values: &[String],
-    batches: &Batches,
-    method: calibrate::Method,
-    threads: usize,
-) -> Result<BTreeMap<String, Range>, CompressError> {
-    let mut observer = Observer::new(engine, graph, values, threads)?;
-    for batch in batches()? {
-        observer.observe(&batch?)?;
-    }
-    observer.ranges(method)
-}
-
-/// Moves factors of channels from values to weights; returns the layers where that was not done, and why.
-fn fold(
-    engine: &dyn Engine,
-    graph: &mut Graph,
-    settings: &Settings,
-    factors: Factors,
-    batches: &Batches,
-) -> Result<Vec<Refusal>, CompressError> {
-    let quantizer = |layer: &Layer, w: &Tensor| match &settings.form {
-        Form::Static(StaticForm { scheme, .. }) | Form::Dynamic(scheme) => {
-            scheme.weight_quantizer(w, Some(layer.output_axis()))
-        }
-        Form::WeightOnly(form) => form.quantizer_of(layer.input_axis(), layer.output_axis(), w),
-        Form::Half(form) => Err(QuantizerError::DType { dtype: form.dtype }),
+        _ => BTreeMap::new(),
     };
-    let mut pipeline = Pipeline::new(graph);
-    // Weights are rounded twice more, as in folding batch normalisation.
-    pipeline.apply(factors.name(), Promise::Within(1e-4), |graph, report| {
-        let folded = fold_factors(engine, graph, batches, factors, &quantizer, &settings.observe, report);
-        Ok::<_, PassError>(folded)
-    })??;
-    let refusals = pipeline.finish().into_iter().flat_map(|report| report.refusals);
-    Ok(refusals.map(|r| Refusal { reason: format!("{}: {}", factors.name(), r.reason), ..r }).collect())
+    prepared.quantized(engine, settings, batches, ranges)
+}
+
+/// A network whose floats are still floats, brought to where they are easiest to quantize. Forms that prepare a network
+/// alike can share it and what was observed of its values.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The network.
+    pub graph: Graph,
+    /// What was left alone on the way, and why.
+    pub refusals: Vec<Refusal>,
+    /// Places where factors were moved.
+    pub folded: usize,
+}
+
+impl Prepared {
+    /// Folds what folds, equalizes and moves factors as the settings say.
+    pub fn new(
+        engine: &dyn Engine,
+        graph: &Graph,
+        settings: &Settings,
+        batches: Option<&Batches>,
+    ) -> Result<Prepared, CompressError> {
+        let mut prepared = Prepared { graph: graph.clone(), refusals: Vec::new(), folded: 0 };
+        prepare(&mut prepared.graph)?;
+        if settings.equalize {
+            let mut pipeline = Pipeline::new(&mut prepared.graph);
+            pipeline.run(EQUALIZE)?;
+            prepared.refusals.extend(pipeline.finish().into_iter().flat_map(|report| report.refusals));
+        }
+        if let (Some(factors), Some(batches)) = (settings.factors, batches) {
+            prepared.fold(engine, settings, factors, batches)?;
+        }
+        Ok(prepared)
+    }
+
+    /// Runs the network over the batches and counts the elements of `values`.
+    pub fn observe(
+        &self,
+        engine: &dyn Engine,
+        values: &[String],
+        batches: &Batches,
+        threads: usize,
+    ) -> Result<Observer, CompressError> {
+        let mut observer = Observer::new(engine, &self.graph, values, threads)?;
+        for batch in batches()? {
+            observer.observe(&batch?)?;
+        }
+        Ok(observer)
+    }
+
+    /// The network in its new form; `ranges` are those of the values that the form observes.
+    pub fn quantized(
+        &self,
+        engine: &dyn Engine,
+        settings: &Settings,
+        batches: Option<&Batches>,
+        ranges: BTreeMap<String, Range>,
+    ) -> Result<Quantized, CompressError> {
+        let mut graph = self.graph.clone();
+        let mut refusals = self.refusals.clone();
+        let mut rounded = BTreeMap::new();
+        match (&settings.form, batches) {
+            (Form::Static(form), Some(batches)) => {
+                let quantizer = |layer: &Layer, w: &Tensor| form.scheme.weight_quantizer(w, Some(layer.output_axis()));
+                let exclude = &form.scheme.exclude;
+                rounded = round(engine, &graph, settings, exclude, Some(batches), &quantizer, &mut refusals)?;
+                if form.bias_correction {
+                    let shifts = bias_shifts(engine, &graph, form, &ranges, &rounded, batches)?;
+                    let mut pipeline = Pipeline::new(&mut graph);
+                    pipeline
+                        .apply("correct biases", Promise::Lossy, |g, r| correct_biases(g, &form.scheme, &shifts, r))?;
+                }
+            }
+            (Form::WeightOnly(form), _) => {
+                let quantizer =
+                    |layer: &Layer, w: &Tensor| form.quantizer_of(layer.input_axis(), layer.output_axis(), w);
+                rounded = round(engine, &graph, settings, &form.exclude, batches, &quantizer, &mut refusals)?;
+            }
+            _ => {}
+        }
+        let mut pipeline = Pipeline::new(&mut graph);
+        let decisions = match &settings.form {
+            Form::Static(form) => pipeline
+                .apply("insert quantizers", Promise::Lossy, |g, r| insert(g, &form.scheme, &ranges, &rounded, r)),
+            Form::Dynamic(scheme) => {
+                pipeline.apply("quantize dynamically", Promise::Lossy, |g, r| quantize::dynamic(g, scheme, r))
+            }
+            Form::WeightOnly(form) => {
+                pipeline.apply("quantize weights", Promise::Lossy, |g, r| quantize::weight_only(g, form, &rounded, r))
+            }
+            Form::Half(form) => {
+                pipeline.apply("half precision", Promise::Lossy, |g, r| quantize::half(g, form, &ranges, r))
+            }
+        }?;
+        Ok(Quantized { graph, decisions, refusals, ranges })
+    }
+
+    /// Moves factors of channels from values to weights; the layers where that was not done are listed, with the reason.
+    fn fold(
+        &mut self,
+        engine: &dyn Engine,
+        settings: &Settings,
+        factors: Factors,
+        batches: &Batches,
+    ) -> Result<(), CompressError> {
+        let quantizer = |layer: &Layer, w: &Tensor| match &settings.form {
+            Form::Static(StaticForm { scheme, .. }) | Form::Dynamic(scheme) => {
+                scheme.weight_quantizer(w, Some(layer.output_axis()))
+            }
+            Form::WeightOnly(form) => form.quantizer_of(layer.input_axis(), layer.output_axis(), w),
+            Form::Half(form) => Err(QuantizerError::DType { dtype: form.dtype }),
+        };
+        let mut pipeline = Pipeline::new(&mut self.graph);
+        // Weights are rounded twice more, as in folding batch normalisation.
+        pipeline.apply(factors.name(), Promise::Within(1e-4), |graph, report| {
+            let folded = fold_factors(engine, graph, batches, factors, &quantizer, &settings.observe, report);
+            Ok::<_, PassError>(folded)
+        })??;
+        for report in pipeline.finish() {
+            self.folded += report.changes.len();
+            let refusals = report.refusals.into_iter();
+            self.refusals
+                .extend(refusals.map(|r| Refusal { reason: format!("{}: {}", factors.name(), r.reason), ..r }));
+        }
+        Ok(())
+    }
 }
 
 /// Weights that are rounded with more care than to the nearest code, where that is asked for.

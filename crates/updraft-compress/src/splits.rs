@@ -51,6 +51,15 @@ pub struct Splits {
     pub holdout: Split,
 }
 
+/// The splits that candidates are judged on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// What candidates are compared by.
+    Search,
+    /// What the answer is judged by.
+    Holdout,
+}
+
 /// Some samples of a dataset in a shuffled order.
 #[derive(Clone)]
 pub struct Split {
@@ -84,6 +93,14 @@ impl Splits {
             }
         }
         Ok(Splits { calibration, search, holdout })
+    }
+
+    /// One of the splits that candidates are judged on.
+    pub fn part(&self, part: Part) -> &Split {
+        match part {
+            Part::Search => &self.search,
+            Part::Holdout => &self.holdout,
+        }
     }
 }
 

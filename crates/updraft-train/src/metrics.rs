@@ -16,7 +16,8 @@ pub struct Metrics {
     /// The share of labels that had the greatest logit, where there are labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
-    /// `exp(loss)`, where there are labels.
+    /// `exp(loss)`, where samples are sequences of labels: more labels than samples. Of one label a sample it says nothing
+    /// that the loss does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
     /// Labels by class (row) and prediction (column): for one label a sample and at most [`CONFUSION_CLASSES_MAX`]
@@ -107,7 +108,7 @@ impl Tally {
             samples: self.samples,
             loss,
             accuracy: self.correct.map(|c| c as f64 / self.loss_weight as f64),
-            perplexity: self.correct.map(|_| loss.exp()),
+            perplexity: self.correct.filter(|_| self.loss_weight > self.samples).map(|_| loss.exp()),
             confusion: self.confusion.clone(),
         }
     }
@@ -135,7 +136,16 @@ mod tests {
         }
         let metrics = tally.metrics();
         assert_eq!((metrics.samples, metrics.loss, metrics.accuracy), (6, 2.0, Some(0.75)));
-        assert_eq!(metrics.perplexity, Some(2.0f64.exp()));
+    }
+
+    #[test]
+    fn sequences_have_a_perplexity_and_single_labels_have_none() {
+        for (weight, expected) in [(8, Some(2.0f64.exp())), (4, None)] {
+            let mut tally = Tally::default();
+            tally.add_loss(4, 2.0, weight);
+            tally.add_correct(3);
+            assert_eq!(tally.metrics().perplexity, expected);
+        }
     }
 
     #[test]

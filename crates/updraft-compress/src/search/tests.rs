@@ -1,8 +1,11 @@
 //! The search against a made-up model: what it chooses, and that limits, time and order do not change it wrongly.
 
+use std::collections::BTreeSet;
+
 use updraft_base::Key;
 
 use super::*;
+use crate::candidate::{Calibrator, Rounding};
 
 /// A model of ten units whose drops add up: unit `i` in int8 costs `harm[i]`, pruning its ratio times `pruning_harm`.
 struct Fake {
@@ -12,9 +15,19 @@ struct Fake {
     optimism: f64,
     /// Time of a quantized unit over that of one in float.
     int8_time: f64,
+    /// What is left of the harm where rounding is learned, values are wide, the rounding is trained with; and of that of
+    /// pruning after a longer recovery.
+    left: Left,
     /// Answers that are left before the time is over.
     answers: Option<usize>,
     asked: Vec<String>,
+}
+
+struct Left {
+    learned: f64,
+    wide: f64,
+    aware: f64,
+    longer: f64,
 }
 
 impl Fake {
@@ -24,6 +37,7 @@ impl Fake {
             pruning_harm: 0.01,
             optimism: 0.0,
             int8_time: 0.3,
+            left: Left { learned: 1.0, wide: 1.0, aware: 1.0, longer: 1.0 },
             answers: None,
             asked: Vec::new(),
         }
@@ -47,15 +61,21 @@ impl Fake {
     }
 
     fn drop(&self, candidate: &Candidate) -> f64 {
-        let Some(form) = candidate.static_form() else {
-            return candidate.pruning.as_ref().map_or(0.0, |p| p.ratio * self.pruning_harm);
-        };
-        let factor = match form.calibrator {
-            Calibrator::Entropy => 1.0,
-            _ => 1.5,
-        } * if form.mse_weights { 0.9 } else { 1.0 }
-            * if form.equalized { 1.2 } else { 1.0 };
-        let pruned = candidate.pruning.as_ref().map_or(0.0, |p| p.ratio * self.pruning_harm);
+        let pruned = candidate.pruning.as_ref().map_or(0.0, |pruning| {
+            let left = if pruning.recovery_steps > 10 { self.left.longer } else { 1.0 };
+            pruning.ratio * self.pruning_harm * left
+        });
+        let Some(form) = candidate.static_form() else { return pruned };
+        let factors = [
+            (form.calibrator != Calibrator::Entropy, 1.5),
+            (form.mse_weights, 0.9),
+            (form.equalized, 1.2),
+            (form.smoothed, 1.1),
+            (form.rounding == Rounding::Learned, self.left.learned),
+            (form.wide, self.left.wide),
+            (form.aware_steps > 0, self.left.aware),
+        ];
+        let factor: f64 = factors.iter().filter(|(on, _)| *on).map(|(_, factor)| factor).product();
         pruned + factor * self.quantized(candidate).iter().map(|i| self.harm[*i]).sum::<f64>()
     }
 
@@ -75,8 +95,9 @@ impl Workbench for Fake {
         let kept = candidate.pruning.as_ref().map_or(1.0, |p| 1.0 - p.ratio);
         let int8 = self.quantized(candidate).len() as f64;
         let mut size = (self.harm.len() as f64 * 4.0 - 3.0 * int8) * kept * 1000.0;
-        if let Form::WeightOnly { bits, .. } = candidate.form {
-            size *= f64::from(bits) / 32.0;
+        if let Form::WeightOnly(form) = &candidate.form {
+            // A scale of 32 bits a block.
+            size *= (f64::from(form.bits) + 32.0 / form.block as f64) / 32.0;
         }
         let int8 = self.quantized(candidate);
         let form = |i: &usize| if int8.contains(i) { "int8" } else { "float" }.to_owned();
@@ -106,7 +127,9 @@ impl Workbench for Fake {
         let n = self.harm.len() as f64;
         let int8 = self.quantized(candidate).len() as f64;
         let kept = candidate.pruning.as_ref().map_or(1.0, |p| 1.0 - p.ratio);
-        let ratio = (n - int8 + int8 * self.int8_time) / n * kept;
+        let is_wide = candidate.static_form().is_some_and(|form| form.wide);
+        let int8_time = if is_wide { 1.2 } else { self.int8_time };
+        let ratio = (n - int8 + int8 * int8_time) / n * kept;
         let interval = |v: f64| Interval { estimate: v, low: 0.99 * v, high: 1.01 * v };
         Ok(Speed {
             latency_ratio: interval(ratio),
@@ -137,6 +160,7 @@ fn settings(objective: Objective, max_drop: f64) -> SearchSettings {
         max_drop,
         alpha: 0.05,
         pruning: pruning.to_vec(),
+        aware_steps: 0,
         reduced_range: false,
         symmetric: false,
     }
@@ -169,6 +193,52 @@ fn the_fewest_harmful_units_go_to_float() {
     assert_eq!(form.float_units, BTreeSet::from([unit(3), unit(7)]));
     let in_float: Vec<&str> = outcome.decisions.iter().filter(|d| d.form == "float").map(|d| d.unit.as_str()).collect();
     assert_eq!(in_float, ["unit_3", "unit_7"]);
+}
+
+#[test]
+fn what_misses_the_limit_is_mended_by_the_first_way_that_suffices() {
+    let harm = [2e-3; 10];
+    let found = |left: Left, objective, aware_steps| {
+        let mut fake = Fake { left, pruning_harm: 1.0, ..Fake::new(&harm) };
+        let outcome = search(&mut fake, &SearchSettings { aware_steps, ..settings(objective, 0.01) }).unwrap();
+        (chosen(&outcome).candidate.clone(), outcome)
+    };
+    let none = || Left { learned: 1.0, wide: 1.0, aware: 1.0, longer: 1.0 };
+    let (learned, outcome) = found(Left { learned: 0.1, ..none() }, Objective::Latency, 50);
+    assert_eq!(learned.static_form().unwrap().rounding, Rounding::Learned);
+    // Nothing that costs more was tried.
+    assert!(outcome.trials.iter().all(|t| t.candidate.static_form().is_none_or(|f| !f.wide && f.aware_steps == 0)));
+    // Wide values are slower than floats here: for size they are taken, for time they are not.
+    let is_wide = |candidate: &Candidate| candidate.static_form().is_some_and(|form| form.wide);
+    let (_, outcome) = found(Left { wide: 0.01, ..none() }, Objective::Size, 0);
+    assert!(outcome.trials.iter().any(|t| is_wide(&t.candidate) && t.search.as_ref().unwrap().drop.high <= 0.01));
+    assert!(outcome.trials.iter().all(|t| t.candidate.static_form().is_none_or(|f| f.float_units.is_empty())));
+    let (fast, _) = found(Left { wide: 0.01, ..none() }, Objective::Latency, 0);
+    assert!(!is_wide(&fast) && !fast.static_form().unwrap().float_units.is_empty());
+    let (trained, _) = found(Left { aware: 0.1, ..none() }, Objective::Latency, 50);
+    assert_eq!(trained.static_form().map(|f| (f.aware_steps, f.float_units.len())), Some((50, 0)));
+}
+
+#[test]
+fn pruning_that_misses_the_limit_recovers_longer_and_only_where_that_may_help() {
+    let left = |longer| Left { learned: 1.0, wide: 1.0, aware: 1.0, longer };
+    let mut fake = Fake { pruning_harm: 0.05, left: left(0.1), ..Fake::new(&[1e-5; 10]) };
+    let outcome = search(&mut fake, &settings(Objective::Latency, 0.01)).unwrap();
+    let pruning = chosen(&outcome).candidate.pruning.as_ref().unwrap();
+    assert_eq!((pruning.ratio, pruning.recovery_steps), (0.5, 30));
+    // A drop of many limits is not trained away.
+    let mut fake = Fake { pruning_harm: 1.0, left: left(0.001), ..Fake::new(&[1e-5; 10]) };
+    let outcome = search(&mut fake, &settings(Objective::Latency, 0.01)).unwrap();
+    assert!(chosen(&outcome).candidate.pruning.is_none());
+}
+
+#[test]
+fn zeros_that_save_nothing_are_refused_with_the_reason() {
+    let mut fake = Fake::new(&[1e-5; 10]);
+    let outcome = search(&mut fake, &settings(Objective::Size, 0.01)).unwrap();
+    let zeros = outcome.trials.iter().find(|t| t.name == "2:4 sparse").unwrap();
+    assert!(zeros.refused.as_ref().unwrap().contains("zeros are stored as any number"));
+    assert!(outcome.trials.iter().all(|t| !t.reason.is_empty()));
 }
 
 #[test]
@@ -225,7 +295,7 @@ fn a_slower_model_is_never_chosen_for_latency() {
     // For size it may be slower.
     let mut fake = Fake { int8_time: 1.5, pruning_harm: 1.0, ..Fake::new(&[1e-5; 10]) };
     let outcome = search(&mut fake, &settings(Objective::Size, 0.01)).unwrap();
-    assert_eq!(chosen(&outcome).name, "int4 weights in blocks of 32");
+    assert_eq!(chosen(&outcome).name, "int4 weights (blocks of 128)");
 }
 
 #[test]

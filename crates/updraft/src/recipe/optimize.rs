@@ -36,6 +36,10 @@ pub struct OptimizeSection {
     pub calibration_samples: u64,
     /// Samples that are answered at once where the cost is measured.
     pub cost_batch: usize,
+    /// Training steps with the rounding in the loop, where integers miss the limit; without it, as many as pruning is
+    /// followed by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aware_steps: Option<u64>,
     /// Pruning to try.
     pub prune: PruneSection,
 }
@@ -65,6 +69,7 @@ impl Default for OptimizeSection {
             alpha: 0.05,
             calibration_samples: 512,
             cost_batch: 32,
+            aware_steps: None,
             prune: PruneSection::default(),
         }
     }

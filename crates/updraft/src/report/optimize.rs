@@ -2,7 +2,6 @@
 
 use maud::{Markup, html};
 use updraft_base::units;
-use updraft_compress::candidate::Form;
 use updraft_compress::measure::Metric;
 use updraft_compress::search::{Decision, Trial};
 
@@ -191,9 +190,7 @@ fn note(account: &Account, index: usize, trial: &Trial) -> String {
         Some(reason) => reason.clone(),
         None if index == outcome.chosen => "chosen".to_owned(),
         None if outcome.front.contains(&index) => "on the front".to_owned(),
-        None if trial.search.is_none() && matches!(trial.candidate.form, Form::Static(_)) => {
-            "compared by divergence only".to_owned()
-        }
+        None if trial.search.is_none() && trial.divergence.is_some() => "compared by divergence only".to_owned(),
         None => String::new(),
     }
 }

@@ -161,6 +161,7 @@ impl Stages<'_> {
             max_drop: section.max_drop.0,
             alpha: section.alpha,
             pruning: pruning.collect(),
+            aware_steps: section.aware_steps.unwrap_or(recovery_steps),
             reduced_range: section.target.is_some_and(|t| t.arithmetic() == Arithmetic::SaturatingPairs),
             symmetric: section.target.is_some_and(Target::is_symmetric),
         };
