@@ -29,9 +29,22 @@ pub fn choose(trials: &[Trial], objective: Objective, limit: f64) -> usize {
 
 /// The indices of trials that no other beats in every respect. Trials without a drop or a speed are not among them.
 pub fn front(trials: &[Trial]) -> Vec<usize> {
-    let points: Vec<Option<[f64; 4]>> = trials.iter().map(Trial::point).collect();
-    let beats = |a: &[f64; 4], b: &[f64; 4]| a.iter().zip(b).all(|(x, y)| x <= y) && a != b;
-    (0..trials.len())
+    unbeaten(&trials.iter().map(Trial::point).collect::<Vec<_>>())
+}
+
+/// The indices of trials that no other beats in drop and objective: those that some limit could choose. Where size is the
+/// objective they do not depend on measured times, and neither does what the holdout is asked.
+fn contenders(trials: &[Trial], objective: Objective) -> Vec<usize> {
+    let point = |trial: &Trial| {
+        let judged = trial.search.as_ref().filter(|_| trial.refused.is_none() && trial.speed.is_some())?;
+        Some([judged.drop.estimate, trial.objective(objective)?])
+    };
+    unbeaten(&trials.iter().map(point).collect::<Vec<_>>())
+}
+
+fn unbeaten<const N: usize>(points: &[Option<[f64; N]>]) -> Vec<usize> {
+    let beats = |a: &[f64; N], b: &[f64; N]| a.iter().zip(b).all(|(x, y)| x <= y) && a != b;
+    (0..points.len())
         .filter(|i| {
             points[*i].is_some_and(|own| {
                 // Of equal points the first stays.
@@ -52,10 +65,10 @@ impl Search<'_> {
             return Err(CompressError::TimeLimit);
         }
         let front = front(&self.trials);
-        // Every judged trial of the front may be looked at on the holdout, so each takes its share of the chance of a
-        // wrong answer. Their number does not depend on the limit, and so neither do the intervals.
-        let alpha = self.settings.alpha / front.len().max(1) as f64;
-        let mut order: Vec<usize> = front.iter().copied().filter(|i| *i != 0).collect();
+        // Every contender may be looked at on the holdout, so each takes its share of the chance of a wrong answer.
+        let mut order = contenders(&self.trials, objective);
+        let alpha = self.settings.alpha / order.len().max(1) as f64;
+        order.retain(|i| *i != 0);
         let key = |i: &usize| self.trials[*i].objective(objective).unwrap_or(f64::INFINITY);
         order.sort_by(|a, b| key(a).total_cmp(&key(b)).then(a.cmp(b)));
         for at in order {
