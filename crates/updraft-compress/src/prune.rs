@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use updraft_base::Key;
+use updraft_data::Batch;
 use updraft_engine::CompileOptions;
 use updraft_graph::{Graph, Tensor, cost};
 use updraft_passes::distill::Distillation;
@@ -14,11 +16,13 @@ use updraft_passes::optimizer;
 use updraft_passes::prune::importance::Importance;
 use updraft_passes::prune::sparse::{self, Masks, Pattern};
 use updraft_passes::prune::structured::{self, Scope};
+use updraft_passes::quantize::rounding::layers;
 use updraft_passes::training::{self, SEED, STEP, TrainingOptions};
 use updraft_train::Observer;
 
 use crate::distill::{Tuning, distill, fine_tune};
 use crate::error::CompressError;
+use crate::layers::{ObserveOptions, observe};
 
 /// What is removed, and in how many parts.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +37,8 @@ pub struct Settings {
     pub parts: usize,
     /// Steps that only move the running statistics of batch normalisation, before each fine-tuning.
     pub recalibration_steps: u64,
-    /// Batches whose gradients Taylor importance is the mean over.
-    pub gradient_batches: u64,
+    /// Batches that importance looks at, where it looks at data.
+    pub importance_batches: u64,
     /// What random importance is drawn from.
     pub seed: u64,
 }
@@ -53,10 +57,12 @@ pub enum Method {
         /// The largest share that groups may lose, by pattern; others may lose nine tenths.
         limits: Vec<(String, f64)>,
     },
-    /// Single weights, by magnitude.
+    /// Single weights.
     Unstructured {
         /// A share of each weight tensor, or of all together.
         scope: Scope,
+        /// What decides which.
+        importance: WeightImportance,
     },
     /// All but `n` of every `m` neighbouring weights.
     OfEach {
@@ -64,7 +70,20 @@ pub enum Method {
         n: usize,
         /// Of how many.
         m: usize,
+        /// What decides which.
+        importance: WeightImportance,
     },
+}
+
+/// How single weights are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightImportance {
+    /// By magnitude.
+    Magnitude,
+    /// By magnitude times the norm of what they are multiplied with, each output by itself (Wanda, Sun et al., 2023,
+    /// <https://arxiv.org/abs/2306.11695>). Grouped convolutions, whose weights see several inputs in one place, go by
+    /// magnitude.
+    Wanda,
 }
 
 impl Settings {
@@ -79,7 +98,7 @@ impl Settings {
             parts: 1,
             // A running mean with momentum 0.9 has forgotten all but 1/200 of what it was.
             recalibration_steps: 50,
-            gradient_batches: 16,
+            importance_batches: 16,
             seed: 0,
         }
     }
@@ -221,7 +240,7 @@ pub fn prune(
                 (ratio, Masks::new())
             }
             Method::Unstructured { .. } | Method::OfEach { .. } => {
-                remove_weights(&mut graph, settings, part, &mut report)?
+                remove_weights(&mut graph, settings, part, recovery, &mut report)?
             }
         };
         let (mut steps, mut loss) = (0, None);
@@ -255,7 +274,7 @@ fn remove_channels(
 ) -> Result<(), CompressError> {
     let Method::Structured { importance, scope, round_to, limits } = &settings.method else { return Ok(()) };
     let gradients = match (importance, recovery) {
-        (Importance::Taylor, Some(recovery)) => gradients(graph, recovery.tuning, settings.gradient_batches)?,
+        (Importance::Taylor, Some(recovery)) => gradients(graph, recovery.tuning, settings.importance_batches)?,
         (Importance::Taylor, None) => {
             let problem = "is taylor, which needs data to take gradients on".to_owned();
             return Err(CompressError::Setting { setting: "importance", problem });
@@ -294,17 +313,26 @@ fn remove_weights(
     graph: &mut Graph,
     settings: &Settings,
     part: usize,
+    recovery: Option<&Recovery>,
     report: &mut PruneReport,
 ) -> Result<(f64, Masks), CompressError> {
-    let (pattern, scope) = match settings.method {
-        Method::OfEach { n, m } => (Pattern::Of { n, m }, Scope::Local),
-        Method::Unstructured { scope } => {
-            (Pattern::Share(sparse::cubic(0.0, settings.ratio, part, settings.parts)), scope)
+    let (pattern, scope, importance) = match settings.method {
+        Method::OfEach { n, m, importance } => (Pattern::Of { n, m }, Scope::Local, importance),
+        Method::Unstructured { scope, importance } => {
+            (Pattern::Share(sparse::cubic(0.0, settings.ratio, part, settings.parts)), scope, importance)
         }
-        Method::Structured { scope, .. } => (Pattern::Share(settings.ratio), scope),
+        Method::Structured { scope, .. } => (Pattern::Share(settings.ratio), scope, WeightImportance::Magnitude),
+    };
+    let norms = match (importance, recovery) {
+        (WeightImportance::Magnitude, _) => BTreeMap::new(),
+        (WeightImportance::Wanda, Some(recovery)) => input_norms(graph, recovery.tuning, settings.importance_batches)?,
+        (WeightImportance::Wanda, None) => {
+            let problem = "is wanda, which needs data to take norms of inputs on".to_owned();
+            return Err(CompressError::Setting { setting: "importance", problem });
+        }
     };
     let asked = sparse::Settings { pattern, scope, exclude: settings.exclude.clone() };
-    let masks = sparse::choose(graph, &asked, &BTreeMap::new())?;
+    let masks = sparse::choose(graph, &asked, &norms)?;
     let (elements, zeros) = sparse::apply(graph, &masks)?;
     report.sparsity = Some(Sparsity { elements, zeros, note: sparse::NO_SPEED.to_owned() });
     let left = graph
@@ -350,6 +378,40 @@ fn with_constants_of(mut graph: Graph, other: &Graph) -> Graph {
         }
     }
     graph
+}
+
+/// The norm of each input channel of each layer's weights over some batches, by the weights' name; up to a factor that all
+/// weights of a layer share.
+fn input_norms(graph: &Graph, tuning: &Tuning, batches: u64) -> Result<BTreeMap<String, Vec<f64>>, CompressError> {
+    let (mut found, _) = layers(graph)?;
+    found.retain(|layer| layer.groups() == 1);
+    let mut squares: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let few = || -> Result<Box<dyn Iterator<Item = Result<Batch, CompressError>> + '_>, CompressError> {
+        Ok(Box::new(tuning.loader.batches(0..batches.max(1))?.map(|batch| Ok(batch?))))
+    };
+    let options = ObserveOptions { key: Key::new(tuning.seed).child("norms"), ..ObserveOptions::default() };
+    observe(tuning.engine, graph, &found, &few, &options, |sweep| {
+        for seen in sweep {
+            let Some(moments) = seen.moments.first() else { continue };
+            let (second, columns) = (moments.second(), moments.columns());
+            for layer in seen.layers {
+                let weights = graph.find(&layer.weights).and_then(|v| graph.value(v).constant());
+                // A window's columns go channel by channel.
+                let channels = match layer.input_axis() {
+                    Some(_) => columns,
+                    None => weights.and_then(|w| w.shape().get(1).copied()).unwrap_or(columns),
+                };
+                let taps = columns / channels.max(1);
+                // Weights that several layers share see the inputs of all.
+                let sums = squares.entry(layer.weights.clone()).or_insert_with(|| vec![0.0; channels]);
+                for (channel, sum) in sums.iter_mut().enumerate() {
+                    *sum += (channel * taps..(channel + 1) * taps).map(|i| second[i * columns + i]).sum::<f64>();
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(squares.into_iter().map(|(name, sums)| (name, sums.into_iter().map(f64::sqrt).collect())).collect())
 }
 
 /// The mean gradient of each parameter over some batches.

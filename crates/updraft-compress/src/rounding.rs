@@ -6,8 +6,7 @@ use updraft_engine::Engine;
 use updraft_graph::{Graph, Tensor};
 use updraft_passes::Refusal;
 use updraft_passes::quantize::rounding::{
-    AdaRoundOptions, GptqOptions, HqqOptions, Layer, Moments, RoundingError, adaround, clip_ranges, gptq, hqq, nearest,
-    output_error,
+    AdaRoundOptions, GptqOptions, Layer, Moments, RoundingError, adaround, clip_ranges, gptq, nearest, output_error,
 };
 use updraft_passes::quantize::{Quantizer, QuantizerError, RoundedWeights};
 
@@ -23,8 +22,6 @@ pub enum Method {
     Gptq(GptqOptions),
     /// Down or up, learned.
     AdaRound(AdaRoundOptions),
-    /// To nearest, after scales and zero points were fitted without data.
-    Hqq(HqqOptions),
 }
 
 /// What is asked of the rounding of a network.
@@ -73,7 +70,6 @@ impl Method {
             Method::Nearest => "nearest",
             Method::Gptq(_) => "gptq",
             Method::AdaRound(_) => "adaround",
-            Method::Hqq(_) => "hqq",
         }
     }
 
@@ -81,18 +77,7 @@ impl Method {
         match self {
             Method::Gptq(options) => gptq(w, quantizer, moments, options),
             Method::AdaRound(options) => adaround(w, quantizer, moments, options),
-            Method::Nearest | Method::Hqq(_) => self.round_unseen(w, quantizer),
-        }
-    }
-
-    /// What is done where no inputs were looked at.
-    fn round_unseen(&self, w: &Tensor, quantizer: &Quantizer) -> Result<RoundedWeights, RoundingError> {
-        match self {
-            Method::Hqq(options) => {
-                let symmetric = quantizer.dtype.is_signed_integer();
-                hqq(w, quantizer, &HqqOptions { zero_points: options.zero_points && !symmetric, ..*options })
-            }
-            Method::Nearest | Method::Gptq(_) | Method::AdaRound(_) => nearest(w, quantizer),
+            Method::Nearest => nearest(w, quantizer),
         }
     }
 }
@@ -168,7 +153,7 @@ impl Job<'_> {
         }
         let mut moved = Moved { node: layer.node.clone(), nearest: 0.0, rounded: 0.0 };
         let round = |g: usize, w: &Tensor, q: &Quantizer| {
-            let Some(moments) = self.moments.get(g) else { return method.round_unseen(w, q) };
+            let Some(moments) = self.moments.get(g) else { return nearest(w, q) };
             let cut = if options.clip { clip_ranges(w, q, moments)? } else { q.clone() };
             let rounded = method.round(w, &cut, moments)?;
             let error = |r: &RoundedWeights| output_error(w, &r.quantizer.dequantize(&r.codes)?, moments);

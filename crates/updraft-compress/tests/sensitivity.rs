@@ -84,7 +84,8 @@ fn spread(graph: &Graph) -> Graph {
     for (layer, spread) in SPREADS.iter().enumerate() {
         let width = WIDTHS[layer];
         let factors: Vec<f32> = (0..width).map(|c| 10f32.powf(-spread * c as f32 / (width - 1) as f32)).collect();
-        let next = if layer + 1 < WIDTHS.len() { format!("hidden.{}.weight", layer + 1) } else { "head.weight".to_owned() };
+        let next =
+            if layer + 1 < WIDTHS.len() { format!("hidden.{}.weight", layer + 1) } else { "head.weight".to_owned() };
         // Weights are [in, out].
         let mut scale = |name: &str, factor: &dyn Fn(usize) -> f32| {
             let value = graph.find(name).unwrap();
@@ -151,8 +152,11 @@ fn units_rank_by_64_samples_as_by_the_damage_on_thousands() {
     let store = Store::open(&folder.path().join("store")).unwrap();
     let (engine, clock) = (CpuEngine::new(1).unwrap(), FakeClock::default());
     let data = |name, samples| clouds(folder.path(), name, samples);
-    let datasets =
-        Datasets { train: data("train", 4096), validation: Some(data("validation", 512)), test: Some(data("test", 8192)) };
+    let datasets = Datasets {
+        train: data("train", 4096),
+        validation: Some(data("validation", 512)),
+        test: Some(data("test", 8192)),
+    };
     let options = LoaderOptions { batch_size: 64, seed: 1, shuffle: Shuffle::Global, ..LoaderOptions::default() };
     let loader = Loader::new(datasets.train.clone(), LoaderOptions { tail: Tail::Wrap, ..options }).unwrap();
     let cross_entropy = Loss::CrossEntropy(CrossEntropy::default());
@@ -172,14 +176,8 @@ fn units_rank_by_64_samples_as_by_the_damage_on_thousands() {
     let graph = fine_tune(&tuning, &untrained(), &mut Silent).unwrap().graph;
     let model = Model { graph, ..Model::default() };
     let task = Task { loss: cross_entropy, output: None, target: "label".to_owned() };
-    let split_options = SplitOptions {
-        seed: 5,
-        batch_size: 64,
-        threads: 0,
-        calibration_samples: 256,
-        share_limit: None,
-        alpha: 0.05,
-    };
+    let split_options =
+        SplitOptions { seed: 5, batch_size: 64, threads: 0, calibration_samples: 256, share_limit: None, alpha: 0.05 };
     let splits = Splits::new(&datasets, &split_options).unwrap();
     let origin = Origin { kind: "network".to_owned(), ..Origin::default() };
     let original_digest = store.put(&origin, "network", Default::default()).unwrap().digest;

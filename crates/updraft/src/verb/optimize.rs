@@ -18,8 +18,8 @@ use crate::table::table;
 
 /// Find the fastest or smallest model within a limit on the loss of accuracy
 ///
-/// Tries calibrators and roundings of int8, units left in float, structured pruning with recovery, and combinations of
-/// them; judges each by measured accuracy and by latency on this machine, measured in turns with the original. Samples
+/// Tries calibrators and roundings of int8, values in 16 bits, units left in float, training with the rounding in the
+/// loop, structured pruning with recovery, weights in few bits, and combinations of them; judges each by measured accuracy and by latency on this machine, measured in turns with the original. Samples
 /// for calibration, for the search and for the final judgement are different ones: from the training, the validation and
 /// the test data of the recipe. Every answer is kept in the store, so a search that was killed goes on where it was.
 ///

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use updraft_base::{Digest, units};
 use updraft_compress::distill::Tuning;
-use updraft_compress::prune::{Method, PruneReport, Recovery, Settings, prune};
+use updraft_compress::prune::{Method, PruneReport, Recovery, Settings, WeightImportance, prune};
 use updraft_data::Loader;
 use updraft_engine::CpuEngine;
 use updraft_graph::{Graph, Model};
@@ -48,7 +48,8 @@ pub struct Args {
     #[arg(long, value_name = "METHOD", default_value = "structured", value_parser = parse_method)]
     method: MethodName,
 
-    /// What channels are compared by.
+    /// What channels or weights are compared by. Weights go by their magnitude, which is what `l1` and `l2` mean for
+    /// them, or by `wanda`.
     #[arg(long, value_enum, default_value_t = ImportanceName::L2)]
     importance: ImportanceName,
 
@@ -106,6 +107,8 @@ enum ImportanceName {
     GeometricMedian,
     /// Drawn by the seed, to compare with.
     Random,
+    /// For weights: the magnitude times the norm of the input on the data, each output by itself.
+    Wanda,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,10 +135,12 @@ fn parse_limit(text: &str) -> Result<(String, f64), String> {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
-    if args.data.is_none() && (args.finetune_steps > 0 || args.importance == ImportanceName::Taylor) {
-        let problem = "fine-tuning and taylor importance need data";
+    let asks_data = matches!(args.importance, ImportanceName::Taylor | ImportanceName::Wanda);
+    if args.data.is_none() && (args.finetune_steps > 0 || asks_data) {
+        let problem = "fine-tuning, and taylor or wanda importance, need data";
         return Err(Failure::new(Kind::Usage, problem).hint("name a recipe with `--data`"));
     }
+    check_importance(args)?;
     let bench = Bench::open(args, context)?;
     let network = bench.import(args)?;
     let settings = settings(args, bench.seed());
@@ -146,14 +151,34 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     Ok(answer(args, &network, &pruned, &report, before.zip(after), reused))
 }
 
+/// Refuses an importance that the method does not know, which would be another one in silence.
+fn check_importance(args: &Args) -> Result<(), Failure> {
+    let is_structured = args.method == MethodName::Structured;
+    let problem = match args.importance {
+        ImportanceName::Wanda if is_structured => "`--importance wanda` compares weights, not channels",
+        ImportanceName::Wanda if args.scope == ScopeName::Global => {
+            "`--scope global` has no effect with `--importance wanda`, which compares the weights of one output"
+        }
+        ImportanceName::L1 | ImportanceName::L2 | ImportanceName::Wanda => return Ok(()),
+        _ if is_structured => return Ok(()),
+        _ => "`--importance` of weights is l1, l2 or wanda",
+    };
+    Err(Failure::new(Kind::Usage, problem))
+}
+
 fn settings(args: &Args, seed: u64) -> Settings {
     let scope = match args.scope {
         ScopeName::Local => Scope::Local,
         ScopeName::Global => Scope::Global,
     };
+    let of_weights = match args.importance {
+        ImportanceName::Wanda => WeightImportance::Wanda,
+        _ => WeightImportance::Magnitude,
+    };
     let importance = match args.importance {
         ImportanceName::L1 => Importance::L1,
-        ImportanceName::L2 => Importance::L2,
+        // Wanda is for single weights only.
+        ImportanceName::L2 | ImportanceName::Wanda => Importance::L2,
         ImportanceName::Taylor => Importance::Taylor,
         ImportanceName::BatchNorm => Importance::BatchNorm,
         ImportanceName::GeometricMedian => Importance::GeometricMedian,
@@ -163,8 +188,8 @@ fn settings(args: &Args, seed: u64) -> Settings {
         MethodName::Structured => {
             Method::Structured { importance, scope, round_to: args.round, limits: args.limits.clone() }
         }
-        MethodName::Unstructured => Method::Unstructured { scope },
-        MethodName::OfEach(n, m) => Method::OfEach { n, m },
+        MethodName::Unstructured => Method::Unstructured { scope, importance: of_weights },
+        MethodName::OfEach(n, m) => Method::OfEach { n, m, importance: of_weights },
     };
     let exclude = args.exclude.clone();
     Settings { method, exclude, parts: args.steps, seed, ..Settings::structured(args.ratio) }

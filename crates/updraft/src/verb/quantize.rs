@@ -16,7 +16,7 @@ use updraft_data::{Batch, Loader, LoaderOptions, Shuffle};
 use updraft_engine::CpuEngine;
 use updraft_graph::{DType, Graph, Model};
 use updraft_passes::optimizer::matches;
-use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions, HqqOptions};
+use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions};
 use updraft_passes::quantize::{Decision, Half, Scheme, WeightOnly, WeightScale, prepare};
 use updraft_store::{Origin, Store};
 use updraft_train::metrics::Metrics;
@@ -165,8 +165,6 @@ enum Rounding {
     Gptq,
     /// Up or down, learned layer by layer; needs data.
     Adaround,
-    /// To nearest, after scales were fitted to the bulk of the weights.
-    Hqq,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
@@ -307,7 +305,6 @@ impl Args {
             Rounding::Nearest => rounding::Method::Nearest,
             Rounding::Gptq => rounding::Method::Gptq(GptqOptions::default()),
             Rounding::Adaround => rounding::Method::AdaRound(AdaRoundOptions::default()),
-            Rounding::Hqq => rounding::Method::Hqq(HqqOptions::default()),
         };
         let observe = ObserveOptions { threads, key: Key::new(seed).child("rounding"), ..ObserveOptions::default() };
         let factors = match (self.smooth, self.awq) {

@@ -133,8 +133,7 @@ fn kill_searches(
         let mut measured = BTreeSet::new();
         let mut kills_of_round = 0;
         while kills_of_round < SEARCH_KILLS_OF_ROUND && kills < SEARCH_KILLS {
-            let mut child =
-                workplace.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let mut child = workplace.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             clock.sleep_ms(key.below(draws, duration_ms.max(1)));
             draws += 1;
             child.kill().unwrap();
@@ -194,9 +193,7 @@ fn a_search_killed_at_random_moments_decides_what_an_uninterrupted_one_does() {
             let mut left: Vec<_> = all.iter().filter(|a| kinds.contains(&a.origin.kind.as_str())).collect();
             while !left.is_empty() {
                 let before = left.len();
-                left.retain(|a| {
-                    to.put(&a.origin, from.get(&a.digest).unwrap(), a.meta.clone()).is_err()
-                });
+                left.retain(|a| to.put(&a.origin, from.get(&a.digest).unwrap(), a.meta.clone()).is_err());
                 assert!(left.len() < before, "parents of {:?}", left[0].origin);
             }
         }

@@ -1,6 +1,8 @@
 //! `updraft prune` as a user sees it.
 
-use updraft_graph::onnx;
+use updraft_base::Key;
+use updraft_data::write_npz;
+use updraft_graph::{Tensor, onnx};
 
 use crate::workplace::Workplace;
 
@@ -66,6 +68,30 @@ fn masks_survive_fine_tuning_and_the_report_says_that_zeros_give_no_speed() {
 }
 
 #[test]
+fn weights_whose_input_is_nothing_go_first_by_wanda() {
+    let workplace = Workplace::new();
+    workplace.json(&["train", ".", "--output", "whole.onnx"]);
+    // The third of four features is always zero in this data.
+    let points: Vec<f32> = (0..64u64).map(|i| if i % 4 == 2 { 0.0 } else { Key::new(1).normal_f32(i) }).collect();
+    let arrays = [
+        ("features".to_owned(), Tensor::new(&[16, 4], &points).unwrap()),
+        ("label".to_owned(), Tensor::vector(&[1i64; 16])),
+    ];
+    write_npz(&workplace.path("train.npz"), &arrays).unwrap();
+    let idle = |importance: &str| {
+        let method = ["--method", "3:4", "--importance", importance, "--data", "."];
+        workplace.json(&[&["prune", "whole.onnx", "--output", "sparse.onnx"], &method[..]].concat());
+        let bytes = std::fs::read(workplace.path("sparse.onnx")).unwrap();
+        let graph = onnx::read(&bytes, &onnx::ReadOptions::default()).unwrap().graph;
+        let weights = graph.value(graph.find("hidden.0.weight").unwrap()).constant().unwrap();
+        assert_eq!(weights.shape(), [4, 16]);
+        weights.as_slice::<f32>().unwrap()[32..48].iter().filter(|w| **w == 0.0).count()
+    };
+    assert_eq!(idle("wanda"), 16);
+    assert!(idle("l2") < 16);
+}
+
+#[test]
 fn wrong_wishes_are_refused_by_name() {
     let workplace = Workplace::new();
     let new = workplace.json(&["new", "mlp", "--output", "net.onnx"]);
@@ -75,6 +101,8 @@ fn wrong_wishes_are_refused_by_name() {
         (&["--method", "5:4"][..], 2, "N:M with N from 1 to M"),
         (&["--finetune-steps", "3"][..], 2, "need data"),
         (&["--steps", "0"][..], 2, "steps is 0"),
+        (&["--method", "2:4", "--importance", "wanda"][..], 2, "wanda importance, need data"),
+        (&["--method", "2:4", "--importance", "random"][..], 2, "l1, l2 or wanda"),
         (&["--limit", "a"][..], 2, "PATTERN=SHARE"),
     ] {
         let all = [&["prune", "net.onnx", "--output", "out.onnx"], arguments].concat();

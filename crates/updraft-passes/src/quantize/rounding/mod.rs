@@ -12,7 +12,6 @@ use crate::quantize::{Quantizer, QuantizerError, RoundedWeights};
 mod adaround;
 mod clip;
 mod gptq;
-mod hqq;
 mod layer;
 mod matrix;
 mod moments;
@@ -21,7 +20,6 @@ pub mod smooth;
 pub use adaround::{AdaRoundOptions, adaround};
 pub use clip::clip_ranges;
 pub use gptq::{GptqOptions, gptq};
-pub use hqq::{HqqOptions, hqq};
 pub use layer::{Layer, Samples, layers};
 pub use moments::{Moments, NotFinite};
 
