@@ -89,6 +89,11 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Whether it says something about what is stored, which will be the same next time, and not about reaching it.
+    pub(crate) fn is_about_content(&self) -> bool {
+        matches!(self, DataError::File { .. } | DataError::Sample { .. } | DataError::Empty { .. })
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
         |source| DataError::Io { path: path.to_owned(), source }
     }

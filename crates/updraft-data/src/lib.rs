@@ -30,6 +30,8 @@
 //! ```
 
 pub mod config;
+pub mod personal;
+pub mod statistics;
 
 mod augment;
 mod dataset;
@@ -41,6 +43,7 @@ mod mixture;
 mod npy;
 mod order;
 mod packing;
+mod parallel;
 mod picture;
 mod rows;
 pub mod schema;
@@ -48,6 +51,7 @@ mod source;
 mod text;
 mod transform;
 pub mod write;
+pub mod validate;
 
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};

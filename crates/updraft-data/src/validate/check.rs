@@ -1,0 +1,322 @@
+//! What one block of rows shows: statistics, hashes, and which rows break which rule. Blocks are checked apart from each
+//! other, on any thread.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::near;
+use super::rules::{ColumnRules, Rules};
+use crate::config::Colour;
+use crate::error::DataError;
+use crate::personal::{self, PersonalKind};
+use crate::picture::Picture;
+use crate::rows::Cells;
+use crate::schema::{Kind, Schema};
+use crate::source::shard::ShardReader;
+use crate::statistics::{CellValue, ColumnSummary, numbers_of};
+
+/// Reads spent on finding the rows of a block that cannot be read; what is left then counts as unreadable together.
+const SEARCH_READS: usize = 64;
+
+/// Places of personal data that a block hands on for the report, for each column.
+const PLACES_OF_BLOCK: usize = 20;
+
+/// The rules, prepared for a schema.
+pub(super) struct Checker {
+    pub(super) schema: Arc<Schema>,
+    columns: Vec<ColumnRules>,
+    pictures: Vec<bool>,
+    identity: Vec<usize>,
+    with_near: bool,
+}
+
+/// What a block shows. Rows are numbered in their shard.
+pub(super) struct Part {
+    pub(super) rows: u64,
+    pub(super) summaries: Vec<ColumnSummary>,
+    /// The identity of each row that could be read.
+    pub(super) hashes: Vec<(u64, u128)>,
+    /// The cells of columns that must be unique: column, row, hash.
+    pub(super) unique: Vec<(usize, u64, u128)>,
+    pub(super) pictures: Vec<(usize, u64, u64)>,
+    pub(super) texts: Vec<(usize, u64, Box<[u32; 128]>)>,
+    pub(super) bad: Vec<Breach>,
+    pub(super) personal: Vec<PersonalCells>,
+}
+
+/// A rule that a row breaks.
+pub(super) struct Breach {
+    pub(super) row: u64,
+    /// `None` where it is about the whole row.
+    pub(super) column: Option<usize>,
+    /// Which rule, in a word or two.
+    pub(super) rule: &'static str,
+    pub(super) reason: String,
+}
+
+/// A broken rule, and how.
+type Broken = (&'static str, String);
+
+/// Personal data of one kind in one column of a block.
+pub(super) struct PersonalCells {
+    pub(super) column: usize,
+    pub(super) kind: PersonalKind,
+    /// Every row that holds some.
+    pub(super) rows: Vec<u64>,
+    pub(super) values: u64,
+    /// The first, masked.
+    pub(super) places: Vec<(u64, String)>,
+}
+
+impl Checker {
+    /// Looks at the first row to see which columns hold pictures.
+    pub(super) fn new(rules: &Rules, reader: &dyn ShardReader, with_near: bool) -> Result<Checker, DataError> {
+        let schema = reader.schema().clone();
+        let columns: Vec<ColumnRules> =
+            schema.columns.iter().map(|c| rules.columns.get(&c.name).cloned().unwrap_or_default()).collect();
+        let mut pictures = Vec::with_capacity(columns.len());
+        for (at, (column, rules)) in schema.columns.iter().zip(&columns).enumerate() {
+            let first = match column.kind {
+                Kind::Bytes if rules.decode.is_none() && reader.rows() > 0 => reader.read(&[at], &[0])?.pop(),
+                _ => None,
+            };
+            let shows = |cells: &Cells| match cells {
+                Cells::Bytes(cells) => cells.first().is_some_and(|c| Picture::decode(c, Colour::Grey).is_ok()),
+                _ => false,
+            };
+            pictures.push(rules.decode.unwrap_or_else(|| first.as_ref().is_some_and(shows)));
+        }
+        let identity = match rules.identity.as_slice() {
+            [] => (0..columns.len()).collect(),
+            names => names.iter().filter_map(|name| schema.index_of(name)).collect(),
+        };
+        Ok(Checker { schema, columns, pictures, identity, with_near })
+    }
+
+    pub(super) fn is_picture(&self, column: usize) -> bool {
+        self.pictures[column]
+    }
+
+    pub(super) fn must_be_unique(&self, column: usize) -> bool {
+        self.columns[column].unique
+    }
+
+    /// Only the hashes of a block's rows over the columns of the identity; a row that cannot be read is an error.
+    pub(super) fn hashes(&self, reader: &dyn ShardReader, rows: std::ops::Range<u64>) -> Result<Vec<u128>, DataError> {
+        let rows: Vec<u64> = rows.collect();
+        let mut places = Vec::with_capacity(self.identity.len());
+        for at in &self.identity {
+            let name = &self.schema.columns[*at].name;
+            places.push(reader.schema().index_of(name).ok_or_else(|| {
+                DataError::Loader(format!("{} has no column `{name}` to compare rows by", reader.place(0)))
+            })?);
+        }
+        let cells = reader.read(&places, &rows)?;
+        let all: Vec<usize> = (0..cells.len()).collect();
+        Ok((0..rows.len()).map(|row| row_hash(&cells, &all, row)).collect())
+    }
+
+    /// Reads and checks a block of rows.
+    pub(super) fn check(&self, reader: &dyn ShardReader, rows: std::ops::Range<u64>) -> Result<Part, DataError> {
+        let mut part = Part {
+            rows: rows.end - rows.start,
+            summaries: self.schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect(),
+            hashes: Vec::new(),
+            unique: Vec::new(),
+            pictures: Vec::new(),
+            texts: Vec::new(),
+            bad: Vec::new(),
+            personal: Vec::new(),
+        };
+        let columns: Vec<usize> = (0..self.schema.columns.len()).collect();
+        let mut reads = 0;
+        // The ranges that are still to be read, the first one last.
+        let mut ranges = vec![rows];
+        while let Some(range) = ranges.pop() {
+            if range.is_empty() {
+                continue;
+            }
+            reads += 1;
+            let numbers: Vec<u64> = range.clone().collect();
+            match reader.read(&columns, &numbers) {
+                Ok(cells) => self.check_rows(&numbers, &cells, &mut part)?,
+                Err(error) if !error.is_about_content() => return Err(error),
+                Err(_) if numbers.len() > 1 && reads < SEARCH_READS => {
+                    let middle = range.start + (range.end - range.start) / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+                Err(error) => {
+                    let reason = format!("cannot be read: {error}");
+                    let breach = |row: &u64| Breach { row: *row, column: None, rule: "unreadable", reason: reason.clone() };
+                    part.bad.extend(numbers.iter().map(breach));
+                }
+            }
+        }
+        Ok(part)
+    }
+
+    fn check_rows(&self, numbers: &[u64], cells: &[Cells], part: &mut Part) -> Result<(), DataError> {
+        for (at, (column, cells)) in self.schema.columns.iter().zip(cells).enumerate() {
+            part.summaries[at].push(cells)?;
+            self.check_column(at, &column.kind, numbers, cells, part)?;
+            if self.columns[at].unique {
+                let hash = |row: usize| cell_bytes(cells, row).map_or(0, |bytes| xxh3_128(bytes));
+                part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
+            }
+        }
+        let hash = |row: usize| row_hash(cells, &self.identity, row);
+        part.hashes.extend(numbers.iter().enumerate().map(|(row, number)| (*number, hash(row))));
+        Ok(())
+    }
+
+    fn check_column(
+        &self,
+        at: usize,
+        kind: &Kind,
+        numbers: &[u64],
+        cells: &Cells,
+        part: &mut Part,
+    ) -> Result<(), DataError> {
+        let rules = &self.columns[at];
+        let breach = |row: &u64, (rule, reason): Broken| Breach { row: *row, column: Some(at), rule, reason };
+        match cells {
+            Cells::Bytes(cells) => {
+                for (number, cell) in numbers.iter().zip(cells) {
+                    if cell.is_empty() {
+                        part.bad.extend(rules.required.then(|| breach(number, ("missing", "is missing".into()))));
+                        continue;
+                    }
+                    part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
+                    if self.pictures[at] {
+                        match self.check_picture(rules, cell) {
+                            Ok(hash) => part.pictures.extend(hash.map(|hash| (at, *number, hash))),
+                            Err(reason) => part.bad.push(breach(number, ("picture", reason))),
+                        }
+                    }
+                    if *kind == Kind::Text {
+                        let broken = outside_text(rules, &String::from_utf8_lossy(cell));
+                        part.bad.extend(broken.map(|broken| breach(number, broken)));
+                        self.find_personal(at, *number, cell, part);
+                        if self.with_near {
+                            part.texts.extend(near::text_signature(cell).map(|s| (at, *number, s)));
+                        }
+                    }
+                }
+            }
+            Cells::Numbers(tensor) => {
+                let values = numbers_of(tensor)?;
+                let width = values.len().checked_div(numbers.len()).unwrap_or(0);
+                for (row, number) in numbers.iter().enumerate() {
+                    let broken = outside_numbers(rules, &values[row * width..][..width]);
+                    part.bad.extend(broken.map(|broken| breach(number, broken)));
+                }
+            }
+            Cells::Lists(lists) => {
+                for (number, list) in numbers.iter().zip(lists) {
+                    let values = numbers_of(list)?;
+                    let broken = outside_length(rules, values.len()).or_else(|| outside_numbers(rules, &values));
+                    part.bad.extend(broken.map(|broken| breach(number, broken)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes; gives the hash by which near pictures are found.
+    fn check_picture(&self, rules: &ColumnRules, cell: &[u8]) -> Result<Option<u64>, String> {
+        let picture = Picture::decode(cell, Colour::Grey)?;
+        let (height, width) = (picture.height, picture.width);
+        if let Some([h, w]) = rules.pixels_min.filter(|[h, w]| height < *h || width < *w) {
+            return Err(format!("has {height} x {width} pixels, fewer than {h} x {w}"));
+        }
+        if let Some([h, w]) = rules.pixels_max.filter(|[h, w]| height > *h || width > *w) {
+            return Err(format!("has {height} x {width} pixels, more than {h} x {w}"));
+        }
+        if self.with_near { near::picture_hash(picture) } else { Ok(None) }
+    }
+
+    fn find_personal(&self, at: usize, number: u64, cell: &[u8], part: &mut Part) {
+        for place in personal::find(cell) {
+            let of = part.personal.iter_mut().position(|p| p.column == at && p.kind == place.kind);
+            let of = of.unwrap_or_else(|| {
+                let (kind, rows, places) = (place.kind, Vec::new(), Vec::new());
+                part.personal.push(PersonalCells { column: at, kind, rows, values: 0, places });
+                part.personal.len() - 1
+            });
+            let found = &mut part.personal[of];
+            found.values += 1;
+            if found.rows.last() != Some(&number) {
+                found.rows.push(number);
+                if self.columns[at].no_personal_data {
+                    let reason = format!("holds personal data ({})", place.kind.name());
+                    part.bad.push(Breach { row: number, column: Some(at), rule: "personal data", reason });
+                }
+            }
+            if found.places.len() < PLACES_OF_BLOCK {
+                found.places.push((number, personal::masked(cell, &place)));
+            }
+        }
+    }
+}
+
+fn outside_length(rules: &ColumnRules, length: usize) -> Option<Broken> {
+    let length = length as u64;
+    let few = rules.length_min.filter(|min| length < *min).map(|min| format!("has a length of {length}, under {min}"));
+    let many = || rules.length_max.filter(|max| length > *max).map(|max| format!("has a length of {length}, over {max}"));
+    few.or_else(many).map(|reason| ("length", reason))
+}
+
+fn outside_text(rules: &ColumnRules, text: &str) -> Option<Broken> {
+    // What a rule refuses may be personal.
+    let shown = || personal::redacted(text.chars().take(60).collect::<String>().as_bytes());
+    if let Some(allowed) = &rules.allowed
+        && !allowed.iter().any(|v| matches!(v, CellValue::Text(t) if t == text))
+    {
+        return Some(("not allowed", format!("`{}` is not among the allowed values", shown())));
+    }
+    let pattern = rules.pattern.as_ref().filter(|p| !p.0.is_match(text))?;
+    Some(("pattern", format!("`{}` does not match `{}`", shown(), pattern.0)))
+}
+
+fn outside_numbers(rules: &ColumnRules, values: &[f64]) -> Option<Broken> {
+    if rules.required && values.iter().all(|v| v.is_nan()) {
+        return Some(("missing", "is missing".into()));
+    }
+    if let Some(value) = values.iter().find(|v| rules.finite && !v.is_finite()) {
+        return Some(("not finite", format!("{value} is not finite")));
+    }
+    if let Some((value, min)) = rules.min.and_then(|min| values.iter().find(|v| **v < min).map(|v| (v, min))) {
+        return Some(("minimum", format!("{value} is under {min}")));
+    }
+    if let Some((value, max)) = rules.max.and_then(|max| values.iter().find(|v| **v > max).map(|v| (v, max))) {
+        return Some(("maximum", format!("{value} is over {max}")));
+    }
+    let allowed = rules.allowed.as_ref()?;
+    let is_allowed = |value: &f64| allowed.iter().any(|v| matches!(v, CellValue::Number(n) if n == value));
+    let value = values.iter().find(|v| !v.is_nan() && !is_allowed(v))?;
+    Some(("not allowed", format!("{value} is not among the allowed values")))
+}
+
+fn cell_bytes(cells: &Cells, row: usize) -> Option<&[u8]> {
+    match cells {
+        Cells::Bytes(cells) => cells.get(row).map(|c| c.as_ref()),
+        Cells::Lists(cells) => cells.get(row).map(|c| c.bytes()),
+        Cells::Numbers(tensor) => {
+            let width = tensor.byte_len().checked_div(cells.len())?;
+            tensor.bytes().get(row * width..(row + 1) * width)
+        }
+    }
+}
+
+/// The hash of some columns of a row: each cell's length, then its bytes.
+fn row_hash(cells: &[Cells], columns: &[usize], row: usize) -> u128 {
+    let mut bytes = Vec::new();
+    for at in columns {
+        let cell = cell_bytes(&cells[*at], row).unwrap_or(&[]);
+        bytes.extend_from_slice(&(cell.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(cell);
+    }
+    xxh3_128(&bytes)
+}
