@@ -30,6 +30,8 @@
 //! ```
 
 pub mod config;
+pub mod ingest;
+pub mod lifecycle;
 pub mod personal;
 pub mod statistics;
 

@@ -21,6 +21,8 @@ mod drift;
 mod near;
 mod repeats;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 pub use drift::ColumnDrift;
 pub use rules::{ColumnRules, Limits, Pattern, Rules};

@@ -94,10 +94,6 @@ impl Checker {
         Ok(Checker { schema, columns, pictures, identity, with_near })
     }
 
-    pub(super) fn is_picture(&self, column: usize) -> bool {
-        self.pictures[column]
-    }
-
     pub(super) fn must_be_unique(&self, column: usize) -> bool {
         self.columns[column].unique
     }

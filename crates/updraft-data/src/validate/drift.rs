@@ -62,10 +62,10 @@ pub(crate) fn drift(before: &ColumnStatistics, now: &ColumnStatistics) -> Option
     Some(ColumnDrift { column, of: "lengths", psi, ks: Some(ks), ks_p: Some(ks_p), missing })
 }
 
-fn psi(pairs: impl Iterator<Item = (u64, u64)> + Clone) -> f64 {
-    let (before, now) = pairs.clone().fold((0, 0), |(a, b), (x, y)| (a + x, b + y));
+fn psi(pairs: &[(u64, u64)]) -> f64 {
+    let (before, now) = pairs.iter().fold((0, 0), |(a, b), (x, y)| (a + x, b + y));
     let share = |part: u64, whole: u64| (part as f64 / whole.max(1) as f64).max(SHARE_MIN);
-    pairs.map(|(a, b)| (share(a, before), share(b, now))).map(|(e, a)| (a - e) * (a / e).ln()).sum()
+    pairs.iter().map(|(a, b)| (share(*a, before), share(*b, now))).map(|(e, a)| (a - e) * (a / e).ln()).sum()
 }
 
 fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)]) -> f64 {
@@ -76,7 +76,7 @@ fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)]) -> f64 {
     for (value, count) in now {
         pairs.entry(value.to_string()).or_default().1 += count;
     }
-    psi(pairs.into_values())
+    psi(&pairs.into_values().collect::<Vec<_>>())
 }
 
 fn of_histograms(before: &Histogram, now: &Histogram) -> f64 {
@@ -91,7 +91,7 @@ fn of_histograms(before: &Histogram, now: &Histogram) -> f64 {
             bin.1 += b;
         }
     }
-    psi(bins.into_iter())
+    psi(&bins)
 }
 
 /// The statistic and its probability; `None` where one of the two is empty.
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn probabilities_are_those_of_the_table_of_smirnov() {
-        for (lambda, expected) in [(0.5, 0.9639), (0.83, 0.4963), (1.0, 0.2700), (1.36, 0.0494), (1.63, 0.0098)] {
+        for (lambda, expected) in [(0.5, 0.9639), (0.83, 0.4962), (1.0, 0.2700), (1.36, 0.0494), (1.63, 0.0098)] {
             assert!((probability(lambda) - expected).abs() < 1e-4, "{lambda}: {}", probability(lambda));
         }
     }

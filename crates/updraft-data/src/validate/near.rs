@@ -165,17 +165,15 @@ mod tests {
 
     use super::*;
 
-    /// Soft shapes, as photographs have, plus noise of a few grey values.
+    /// Twelve overlapping boxes of random shades, whose edges give all frequencies, and noise of a few grey values.
     fn picture(seed: u64, side: usize, noise: f32) -> Picture {
         let (key, noisy) = (Key::new(seed), Key::new(seed).child("noise"));
-        let wave = |i: u64, x: f32, y: f32| {
-            let at = |j: u64| key.uniform_f32(4 * i + j);
-            (6.0 * at(0) * x + 6.0 * at(1) * y + 6.0 * at(2)).sin() * at(3)
-        };
+        let at = |i: u64| key.uniform_f32(i);
         let pixel = |i: usize| {
-            let (x, y) = ((i % side) as f32 / side as f32 * 3.0, (i / side) as f32 / side as f32 * 3.0);
-            let level: f32 = (0..6).map(|w| wave(w, x, y)).sum();
-            (128.0 + 30.0 * level + noise * noisy.normal_f32(i as u64)).clamp(0.0, 255.0) as u8
+            let (x, y) = (((i % side) as f32 + 0.5) / side as f32, ((i / side) as f32 + 0.5) / side as f32);
+            let inside = |b: &u64| (x - at(5 * b)).abs() < 0.4 * at(5 * b + 1) && (y - at(5 * b + 2)).abs() < 0.4 * at(5 * b + 3);
+            let level = (0..12).rev().find(inside).map_or(0.5, |b| at(5 * b + 4));
+            (255.0 * level + noise * noisy.normal_f32(i as u64)).clamp(0.0, 255.0) as u8
         };
         Picture { height: side, width: side, channels: 1, pixels: (0..side * side).map(pixel).collect() }
     }

@@ -1,0 +1,356 @@
+//! Ingestion: shards of any format in, shards of one format and size out, with statistics and a manifest.
+//!
+//! # Design
+//!
+//! All rows of the source are numbered, put in order (that of the source, or a shuffled one) and cut into units, each of
+//! which becomes one shard. The key of a shard holds the digest of all that determines its bytes: which rows of which
+//! input shards, and what is done to them. So a unit is a task that anyone may do, again or at the same time: shards are
+//! put with a conditional create, the one who comes second drops its copy, and the record beside it, written after the
+//! shard, says that it is whole. The manifest comes last, when there is a record of every unit. A process killed at any
+//! moment leaves whole shards and records, which the next one takes; no clock, name or number of threads is in any byte.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use updraft_base::{Digest, Hasher};
+use updraft_store::{Created, Objects, StoreError};
+
+use crate::error::DataError;
+use crate::manifest::ShardFacts;
+use crate::order::{EpochOrder, Order, Shuffle};
+use crate::parallel::in_order;
+use crate::rows::{Cells, Rows};
+use crate::schema::{Kind, Schema};
+use crate::source::shard::{ShardFormat, ShardReader};
+use crate::statistics::ColumnSummary;
+use crate::write::{WriteOptions, writer};
+
+mod blocks;
+mod resize;
+
+use blocks::Blocks;
+pub use resize::Resize;
+
+/// Part of every unit's digest: another number where the same rows become other bytes.
+const VERSION: &str = "1";
+
+/// Rows that are gathered, transformed and written at once.
+const CHUNK_ROWS: usize = 512;
+
+/// A shard to read, and what its rows are known by: the digest or tag of its content.
+pub struct Input {
+    /// The rows.
+    pub reader: Arc<dyn ShardReader>,
+    /// Changes when the content does.
+    pub identity: String,
+}
+
+/// What is made of the rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IngestOptions {
+    /// The format of the shards.
+    pub format: ShardFormat,
+    /// Their size and form.
+    pub write: WriteOptions,
+    /// Rows of a shard; without it, as many as are about [`WriteOptions::shard_bytes`] in memory.
+    pub shard_rows: Option<u64>,
+    /// The columns that are kept, in this order; without any, all.
+    pub columns: Vec<String>,
+    /// A new order of the rows: the seed, and the blocks that are mixed with each other at a time.
+    pub shuffle: Option<(u64, u64)>,
+    /// Pictures to make smaller, by column.
+    pub resize: BTreeMap<String, Resize>,
+    /// Threads.
+    pub threads: usize,
+    /// The most memory for blocks being read and shards being written.
+    pub memory_bytes: u64,
+    /// The unit to begin with, modulo their number: several processes on one target start apart.
+    pub first_unit: u64,
+}
+
+/// What came of an ingestion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ingested {
+    /// The columns.
+    pub schema: Schema,
+    /// The shards, in order.
+    pub shards: Vec<ShardFacts>,
+    /// Rows.
+    pub rows: u64,
+    /// Shards that this process made; the others were there, or another was faster.
+    pub made: u64,
+}
+
+/// The record of a unit that is done.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    shard: ShardFacts,
+}
+
+/// Rows from a position on, which become one shard.
+struct Unit {
+    first: u64,
+    rows: u64,
+    digest: Digest,
+    key: String,
+}
+
+/// A task: what determines its output.
+struct Job<'a> {
+    inputs: &'a [Input],
+    options: &'a IngestOptions,
+    schema: Arc<Schema>,
+    blocks: Blocks<'a>,
+    order: Option<EpochOrder>,
+    units: Vec<Unit>,
+}
+
+/// Writes the shards that are not there yet. `progress` is told of the rows that are done and of all.
+///
+/// # Errors
+/// Inputs of different columns, a column that is not there, a row that cannot be read or decoded, memory that is too small
+/// for a shard and a block of each thread, a store that does not answer.
+pub fn ingest(
+    inputs: &[Input],
+    target: &Objects,
+    options: &IngestOptions,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Ingested, DataError> {
+    let job = Job::new(inputs, options)?;
+    let total: u64 = job.units.iter().map(|unit| unit.rows).sum();
+    let threads = job.threads()?;
+    let count = job.units.len();
+    let mut shards: Vec<Option<ShardFacts>> = vec![None; count];
+    let (mut done, mut made) = (0, 0);
+    // Which unit comes when changes nothing but who does it.
+    let turned = |at: usize| (at + (options.first_unit % count.max(1) as u64) as usize) % count.max(1);
+    in_order(
+        count,
+        threads,
+        |at| job.do_unit(&job.units[turned(at)], target),
+        |at, (facts, is_made)| {
+            let unit = turned(at);
+            done += job.units[unit].rows;
+            made += u64::from(is_made);
+            shards[unit] = Some(facts);
+            progress(done, total);
+            Ok(())
+        },
+    )?;
+    let schema = (*job.schema).clone();
+    Ok(Ingested { schema, shards: shards.into_iter().flatten().collect(), rows: total, made })
+}
+
+impl<'a> Job<'a> {
+    fn new(inputs: &'a [Input], options: &'a IngestOptions) -> Result<Job<'a>, DataError> {
+        let refuse = |reason: String| DataError::Loader(reason);
+        let first = inputs.first().ok_or_else(|| refuse("nothing to ingest: the source has no shards".into()))?;
+        let source = first.reader.schema();
+        for input in inputs {
+            if let Some(difference) = source.difference(input.reader.schema()) {
+                let (here, there) = (input.reader.place(0), first.reader.place(0));
+                return Err(refuse(format!("{here}: {difference}, as in {there}")));
+            }
+        }
+        let names = source.names();
+        let wanted = if options.columns.is_empty() { &names } else { &options.columns };
+        let mut columns = Vec::with_capacity(wanted.len());
+        for name in wanted.iter().chain(options.resize.keys()) {
+            let at = source.index_of(name).filter(|_| wanted.contains(name));
+            let unknown = || refuse(format!("no column `{name}`; {}", crate::error::known_names(name, wanted)));
+            let at = at.ok_or_else(unknown)?;
+            if options.resize.contains_key(name) && source.columns[at].kind != Kind::Bytes {
+                return Err(refuse(format!("column `{name}` holds {}, not pictures", source.columns[at].kind)));
+            }
+            if columns.len() < wanted.len() {
+                columns.push(at);
+            }
+        }
+        let kept = columns.iter().map(|at| source.columns[*at].clone()).collect();
+        let schema = Arc::new(Schema::new(kept).map_err(refuse)?);
+        let blocks = Blocks::new(inputs, &columns);
+        let order = options.shuffle.map(|(seed, window)| {
+            Order::new(seed, &blocks.rows().collect::<Vec<_>>(), Shuffle::Blocks(window)).epoch(0)
+        });
+        let mut job = Job { inputs, options, schema, blocks, order, units: Vec::new() };
+        job.cut()?;
+        let window = options.shuffle.map_or(0, |(_, window)| window);
+        job.blocks.keep(usize::try_from(2 * window).unwrap_or(usize::MAX).max(options.threads + 1));
+        Ok(job)
+    }
+
+    /// Cuts the rows into units.
+    fn cut(&mut self) -> Result<(), DataError> {
+        let total = self.blocks.total_rows();
+        if total == 0 {
+            return Err(DataError::Loader("nothing to ingest: the source has no rows".into()));
+        }
+        let row_bytes = (self.blocks.total_bytes() / total).max(1);
+        let unit_rows = self.options.shard_rows.unwrap_or(self.options.write.shard_bytes / row_bytes).max(1);
+        let pipeline = self.pipeline_digest();
+        let mut first = 0;
+        while first < total {
+            let rows = unit_rows.min(total - first);
+            let digest = self.unit_digest(&pipeline, first, rows);
+            let (index, short, format) = (self.units.len(), digest.short(), self.options.format.name());
+            let key = format!("shard-{index:06}-{short}.{format}");
+            self.units.push(Unit { first, rows, digest, key });
+            first += rows;
+        }
+        Ok(())
+    }
+
+    fn pipeline_digest(&self) -> Digest {
+        let IngestOptions { format, write, columns, shuffle, resize, .. } = self.options;
+        let mut hasher = Hasher::new();
+        let written = format!("{} {} {}", format.name(), write.row_group_bytes, write.compress);
+        let resized: Vec<String> = resize.iter().map(|(column, resize)| format!("{column} {resize}")).collect();
+        let schema = format!("{:?}", self.schema);
+        for field in [VERSION, &written, &columns.join("\n"), &schema, &format!("{shuffle:?}"), &resized.join("\n")] {
+            hasher.field(field.as_bytes());
+        }
+        hasher.finish()
+    }
+
+    /// The digest of a unit: the pipeline, and the runs of rows that go in. In a shuffled order every run may be anywhere,
+    /// so all inputs go in.
+    fn unit_digest(&self, pipeline: &Digest, first: u64, rows: u64) -> Digest {
+        let mut hasher = Hasher::new();
+        hasher.field(pipeline.as_bytes());
+        let (from, to) = if self.order.is_some() { (0, self.blocks.total_rows()) } else { (first, first + rows) };
+        let mut start = 0;
+        for input in self.inputs {
+            let end = start + input.reader.rows();
+            let (low, high) = (from.max(start), to.min(end));
+            if low < high {
+                hasher.field(input.identity.as_bytes());
+                hasher.field(&(low - start).to_le_bytes());
+                hasher.field(&(high - start).to_le_bytes());
+            }
+            start = end;
+        }
+        if self.order.is_some() {
+            hasher.field(&first.to_le_bytes());
+            hasher.field(&rows.to_le_bytes());
+        }
+        hasher.finish()
+    }
+
+    /// As many threads as memory has room for: a shard, its finished copy, and the blocks it is made of.
+    fn threads(&self) -> Result<usize, DataError> {
+        let unit_bytes = self.units.iter().map(|u| u.rows).max().unwrap_or(0)
+            * (self.blocks.total_bytes() / self.blocks.total_rows().max(1)).max(1);
+        let kept_bytes = self.blocks.kept_bytes();
+        let free_bytes = self.options.memory_bytes.saturating_sub(kept_bytes);
+        let fits = free_bytes / (2 * unit_bytes).max(1);
+        if fits == 0 {
+            return Err(DataError::Loader(format!(
+                "a shard takes about {} twice and the blocks in use {}, more than {} of memory; make shards smaller, or \
+                 shuffle over fewer blocks",
+                updraft_base::units::bytes(unit_bytes),
+                updraft_base::units::bytes(kept_bytes),
+                updraft_base::units::bytes(self.options.memory_bytes),
+            )));
+        }
+        Ok(usize::try_from(fits).unwrap_or(usize::MAX).min(self.options.threads))
+    }
+
+    /// Finds a unit done, or does it; whether this process made the shard.
+    fn do_unit(&self, unit: &Unit, target: &Objects) -> Result<(ShardFacts, bool), DataError> {
+        let record_key = format!("_ingest/{}.json", unit.digest.hex());
+        if let Some(facts) = done(target, &record_key)? {
+            return Ok((facts, false));
+        }
+        let (bytes, mut facts) = self.make(unit)?;
+        facts.key = unit.key.clone();
+        let length = bytes.len() as u64;
+        let created = target.create(&unit.key, bytes)?;
+        if created == Created::Exists {
+            let found = target.head(&unit.key)?.bytes;
+            if found != length {
+                let name = updraft_store::ReadObjects::name(target, &unit.key);
+                let reason = format!("has {found} bytes where {length} were made; something else wrote it");
+                return Err(DataError::file(name.as_ref(), reason));
+            }
+        }
+        let record = serde_json::to_vec(&Record { shard: facts.clone() })
+            .map_err(|e| DataError::Loader(format!("{}: {e}", unit.key)))?;
+        target.create(&record_key, record.into())?;
+        Ok((facts, created == Created::New))
+    }
+
+    fn make(&self, unit: &Unit) -> Result<(bytes::Bytes, ShardFacts), DataError> {
+        let mut shard = writer(self.options.format, self.schema.clone(), &self.options.write)?;
+        let mut summaries: Vec<ColumnSummary> =
+            self.schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect();
+        let positions: Vec<u64> = (unit.first..unit.first + unit.rows).collect();
+        for chunk in positions.chunks(CHUNK_ROWS) {
+            let numbers: Vec<u64> = match &self.order {
+                Some(order) => chunk.iter().map(|position| order.sample_at(*position)).collect(),
+                None => chunk.to_vec(),
+            };
+            let mut cells = self.blocks.gather(&numbers)?;
+            for (name, resize) in &self.options.resize {
+                let at = self.schema.index_of(name).unwrap_or(0);
+                let Cells::Bytes(pictures) = &mut cells[at] else { continue };
+                for (picture, number) in pictures.iter_mut().zip(&numbers) {
+                    *picture = resize.apply(picture).map_err(|reason| DataError::Sample {
+                        sample: self.blocks.place(*number),
+                        column: name.clone(),
+                        reason,
+                    })?;
+                }
+            }
+            for (summary, cells) in summaries.iter_mut().zip(&cells) {
+                summary.push(cells)?;
+            }
+            let rows = Rows::new(self.schema.clone(), cells).map_err(DataError::Loader)?;
+            shard.push(&rows)?;
+        }
+        let (bytes, mut facts) = shard.finish()?;
+        for summary in summaries {
+            let statistics = summary.finish().coarse();
+            let value = serde_json::to_value(&statistics).map_err(|e| DataError::Loader(e.to_string()))?;
+            facts.columns.insert(statistics.column, value);
+        }
+        Ok((bytes, facts))
+    }
+}
+
+/// What the record of a unit says, if there is one and the shard is there as it says.
+fn done(target: &Objects, record_key: &str) -> Result<Option<ShardFacts>, DataError> {
+    let text = match target.get(record_key) {
+        Ok(text) => text,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let name = || updraft_store::ReadObjects::name(target, record_key);
+    let Record { shard } = serde_json::from_slice::<Record>(&text)
+        .map_err(|e| DataError::file(name().as_ref(), format!("is no record of a shard: {e}")))?;
+    match target.head(&shard.key) {
+        Ok(found) if found.bytes == shard.bytes => Ok(Some(shard)),
+        // Deleted by hand, perhaps: made again.
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The statistics of all shards, by column, from what a manifest says of them; `None` where one says nothing.
+pub fn statistics_of(shards: &[ShardFacts], schema: &Schema) -> Option<Vec<crate::statistics::ColumnStatistics>> {
+    let mut sums: Vec<crate::statistics::ColumnStatistics> = Vec::new();
+    for column in &schema.columns {
+        let mut sum: Option<crate::statistics::ColumnStatistics> = None;
+        for shard in shards {
+            let value: &Value = shard.columns.get(&column.name)?;
+            let part: crate::statistics::ColumnStatistics = serde_json::from_value(value.clone()).ok()?;
+            match &mut sum {
+                Some(sum) => sum.merge(&part),
+                None => sum = Some(part),
+            }
+        }
+        sums.push(sum?);
+    }
+    Some(sums)
+}
