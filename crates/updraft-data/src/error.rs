@@ -51,6 +51,9 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// The store did not give or take an object.
+    #[error(transparent)]
+    Store(#[from] updraft_store::StoreError),
     /// There is nothing to learn from.
     #[error("{} holds no samples{}", path.display(), if reason.is_empty() { String::new() } else { format!(": {reason}") })]
     Empty {

@@ -17,10 +17,12 @@ use serde_json::Value;
 use updraft_base::{Digest, Hasher};
 use updraft_store::{Created, Objects, StoreError};
 
+use crate::config::Resize;
 use crate::error::DataError;
 use crate::manifest::ShardFacts;
 use crate::order::{EpochOrder, Order, Shuffle};
 use crate::parallel::in_order;
+use crate::picture::Workspace;
 use crate::rows::{Cells, Rows};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
@@ -31,7 +33,6 @@ mod blocks;
 mod resize;
 
 use blocks::Blocks;
-pub use resize::Resize;
 
 /// Part of every unit's digest: another number where the same rows become other bytes.
 const VERSION: &str = "1";
@@ -206,7 +207,7 @@ impl<'a> Job<'a> {
         let IngestOptions { format, write, columns, shuffle, resize, .. } = self.options;
         let mut hasher = Hasher::new();
         let written = format!("{} {} {}", format.name(), write.row_group_bytes, write.compress);
-        let resized: Vec<String> = resize.iter().map(|(column, resize)| format!("{column} {resize}")).collect();
+        let resized: Vec<String> = resize.iter().map(|(column, resize)| format!("{column} {resize:?}")).collect();
         let schema = format!("{:?}", self.schema);
         for field in [VERSION, &written, &columns.join("\n"), &schema, &format!("{shuffle:?}"), &resized.join("\n")] {
             hasher.field(field.as_bytes());
@@ -285,6 +286,7 @@ impl<'a> Job<'a> {
         let mut shard = writer(self.options.format, self.schema.clone(), &self.options.write)?;
         let mut summaries: Vec<ColumnSummary> =
             self.schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect();
+        let mut workspace = Workspace::default();
         let positions: Vec<u64> = (unit.first..unit.first + unit.rows).collect();
         for chunk in positions.chunks(CHUNK_ROWS) {
             let numbers: Vec<u64> = match &self.order {
@@ -296,10 +298,8 @@ impl<'a> Job<'a> {
                 let at = self.schema.index_of(name).unwrap_or(0);
                 let Cells::Bytes(pictures) = &mut cells[at] else { continue };
                 for (picture, number) in pictures.iter_mut().zip(&numbers) {
-                    *picture = resize.apply(picture).map_err(|reason| DataError::Sample {
-                        sample: self.blocks.place(*number),
-                        column: name.clone(),
-                        reason,
+                    *picture = resize::resized(picture, resize, &mut workspace).map_err(|reason| {
+                        DataError::Sample { sample: self.blocks.place(*number), column: name.clone(), reason }
                     })?;
                 }
             }

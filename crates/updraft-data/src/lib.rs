@@ -52,8 +52,8 @@ pub mod schema;
 mod source;
 mod text;
 mod transform;
-pub mod write;
 pub mod validate;
+pub mod write;
 
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};

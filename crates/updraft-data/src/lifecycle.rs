@@ -275,7 +275,8 @@ pub fn plan(
         };
         if let Some(here) = here {
             let rest_days = here.days_min.saturating_sub(age_days);
-            let early = bytes * i128::from(here.micro_usd_per_gib_month) * i128::from(rest_days) / i128::from(MONTH_DAYS);
+            let early =
+                bytes * i128::from(here.micro_usd_per_gib_month) * i128::from(rest_days) / i128::from(MONTH_DAYS);
             let retrieved = if rule.tier.is_some() { bytes * i128::from(here.retrieval_micro_usd_per_gib) } else { 0 };
             once += early + retrieved;
         }

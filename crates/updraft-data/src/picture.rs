@@ -6,7 +6,7 @@
 use fast_image_resize as fir;
 use image::metadata::Orientation;
 
-use crate::config::Axis;
+use crate::config::{Axis, Colour, Decode};
 
 mod decode;
 mod floats;
@@ -24,6 +24,9 @@ pub(crate) struct Picture {
     pub channels: usize,
     pub pixels: Vec<u8>,
 }
+
+/// The most pixels of a picture that nobody set a limit for: 64 Mi, beyond any camera.
+pub(crate) const PIXELS_MAX: u64 = 1 << 26;
 
 /// Memory that serves one picture after another.
 #[derive(Default)]
@@ -55,6 +58,12 @@ impl Workspace {
 impl Picture {
     pub(crate) fn black(height: usize, width: usize, channels: usize, workspace: &mut Workspace) -> Picture {
         Picture { height, width, channels, pixels: workspace.zeros(height * width * channels) }
+    }
+
+    /// Decodes to grey, to be looked at rather than learnt from.
+    pub(crate) fn decode_grey(bytes: &[u8], workspace: &mut Workspace) -> Result<Picture, String> {
+        let options = Decode { colour: Colour::Grey, orient: false, pixels_max: PIXELS_MAX };
+        Picture::decode(bytes, &options, workspace)
     }
 
     /// Turned and mirrored as a camera's note asks.

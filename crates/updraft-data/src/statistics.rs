@@ -229,9 +229,10 @@ impl ColumnSummary {
             let value = |bits| CellValue::Number(histogram::of_ordered_bits(bits));
             numbers.into_iter().map(|(bits, count)| (value(bits), count)).collect()
         });
-        let texts = self.texts.filter(|t| !t.is_empty()).map(|texts| {
-            texts.into_iter().map(|(text, count)| (CellValue::Text(text), count)).collect()
-        });
+        let texts = self
+            .texts
+            .filter(|t| !t.is_empty())
+            .map(|texts| texts.into_iter().map(|(text, count)| (CellValue::Text(text), count)).collect());
         statistics.values = if statistics.numbers.is_some() { numbers } else { texts };
         statistics
     }

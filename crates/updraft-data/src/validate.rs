@@ -167,7 +167,7 @@ pub fn summarize(
             for (summary, cells) in summaries.iter_mut().zip(&cells) {
                 summary.push(cells)?;
             }
-            Ok(summaries)
+            Ok::<_, DataError>(summaries)
         },
         |at, part: Vec<ColumnSummary>| {
             sums.iter_mut().zip(&part).for_each(|(sum, part)| sum.merge(part));
@@ -194,9 +194,7 @@ pub fn validate(
         return Err(DataError::Loader("a dataset without shards has nothing to validate".into()));
     };
     rules.check(first.schema()).map_err(DataError::Loader)?;
-    if let Some((other, difference)) =
-        shards.iter().find_map(|s| Some((s, first.schema().difference(s.schema())?)))
-    {
+    if let Some((other, difference)) = shards.iter().find_map(|s| Some((s, first.schema().difference(s.schema())?))) {
         return Err(DataError::Loader(format!("{}: {difference}, as in {}", other.place(0), first.place(0))));
     }
     let checker = Checker::new(rules, first.as_ref(), options.near)?;
@@ -353,13 +351,8 @@ impl<'a> Gathered<'a> {
         let mut personal_rows: Vec<u64> = Vec::new();
         for found in part.personal {
             let name = &self.checker.schema.columns[found.column].name;
-            let new = || PersonalCount {
-                column: name.clone(),
-                kind: found.kind,
-                rows: 0,
-                values: 0,
-                places: Vec::new(),
-            };
+            let new =
+                || PersonalCount { column: name.clone(), kind: found.kind, rows: 0, values: 0, places: Vec::new() };
             let count = self.personal.entry((found.column, found.kind)).or_insert_with(new);
             count.rows += found.rows.len() as u64;
             count.values += found.values;

@@ -23,9 +23,8 @@ pub struct Decode {
     pub pixels_max: u64,
 }
 
-/// 64 Mi, beyond any camera.
 fn pixels_max() -> u64 {
-    1 << 26
+    crate::picture::PIXELS_MAX
 }
 
 impl Decode {

@@ -35,11 +35,8 @@ fn moves_and_deletions_save_what_the_price_table_says() {
         delete = true
     "#;
     let plan = made(&objects, &Usage::default(), rules).unwrap();
-    let actions: Vec<(&str, Option<&str>, i128)> = plan
-        .actions
-        .iter()
-        .map(|a| (a.key.as_str(), a.tier.as_deref(), a.saved_micro_usd_month.unwrap()))
-        .collect();
+    let actions: Vec<(&str, Option<&str>, i128)> =
+        plan.actions.iter().map(|a| (a.key.as_str(), a.tier.as_deref(), a.saved_micro_usd_month.unwrap())).collect();
     // $0.020 a GiB and month in STANDARD, $0.010 in NEARLINE.
     assert_eq!(actions, [("shards/a", Some("NEARLINE"), 1_000_000), ("tmp/c", None, 100_000)]);
     assert_eq!((plan.saved_micro_usd_month, plan.once_micro_usd), (Some(1_100_000), 0));
@@ -59,7 +56,10 @@ fn what_is_read_often_or_deleted_soon_stays_where_it_is() {
     // 10 days of STANDARD at 20 are less than the 30 days of NEARLINE at 10 that are paid at least.
     let soon = format!("{cold}[[rule]]\nname = \"old\"\nage_days = 100\ndelete = true\n");
     let plan = made(&objects, &usage, &soon).unwrap();
-    assert!(plan.actions.is_empty() && plan.left.iter().any(|(why, ..)| why.contains("deleted in 10 days")), "{plan:?}");
+    assert!(
+        plan.actions.is_empty() && plan.left.iter().any(|(why, ..)| why.contains("deleted in 10 days")),
+        "{plan:?}"
+    );
     let late = format!("{cold}[[rule]]\nname = \"old\"\nage_days = 130\ndelete = true\n");
     assert_eq!(made(&objects, &usage, &late).unwrap().actions.len(), 1);
 }

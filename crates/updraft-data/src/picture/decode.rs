@@ -27,7 +27,7 @@ const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
 
 impl Picture {
     /// Decodes the bytes of a file.
-    pub(super) fn decode(bytes: &[u8], options: &Decode, workspace: &mut Workspace) -> Result<Picture, String> {
+    pub(crate) fn decode(bytes: &[u8], options: &Decode, workspace: &mut Workspace) -> Result<Picture, String> {
         let (picture, orientation) = if bytes.starts_with(&JPEG_START) {
             decode_jpeg(bytes, options, workspace)?
         } else {

@@ -10,7 +10,7 @@ use crate::config::{Filter, Resize};
 pub(crate) struct Sampling(fir::ResizeAlg);
 
 impl Sampling {
-    pub(super) fn new(filter: Filter, antialias: bool) -> Sampling {
+    pub(crate) fn new(filter: Filter, antialias: bool) -> Sampling {
         let kernel = match filter {
             Filter::Nearest => return Sampling(fir::ResizeAlg::Nearest),
             Filter::Box => fir::FilterType::Box,
@@ -24,7 +24,7 @@ impl Sampling {
 
 impl Resize {
     /// Height and width of a resized picture of `height` and `width`.
-    pub(super) fn target(&self, height: usize, width: usize) -> [usize; 2] {
+    pub(crate) fn target(&self, height: usize, width: usize) -> [usize; 2] {
         match (self.size, self.shorter) {
             (Some(size), _) => size,
             (None, Some(shorter)) if height <= width => [shorter, shorter * width / height],

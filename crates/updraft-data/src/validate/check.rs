@@ -7,10 +7,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::near;
 use super::rules::{ColumnRules, Rules};
-use crate::config::Colour;
 use crate::error::DataError;
 use crate::personal::{self, PersonalKind};
-use crate::picture::Picture;
+use crate::picture::{Picture, Workspace};
 use crate::rows::Cells;
 use crate::schema::{Kind, Schema};
 use crate::source::shard::ShardReader;
@@ -82,7 +81,9 @@ impl Checker {
                 _ => None,
             };
             let shows = |cells: &Cells| match cells {
-                Cells::Bytes(cells) => cells.first().is_some_and(|c| Picture::decode(c, Colour::Grey).is_ok()),
+                Cells::Bytes(cells) => {
+                    cells.first().is_some_and(|c| Picture::decode_grey(c, &mut Workspace::default()).is_ok())
+                }
                 _ => false,
             };
             pictures.push(rules.decode.unwrap_or_else(|| first.as_ref().is_some_and(shows)));
@@ -145,7 +146,8 @@ impl Checker {
                 }
                 Err(error) => {
                     let reason = format!("cannot be read: {error}");
-                    let breach = |row: &u64| Breach { row: *row, column: None, rule: "unreadable", reason: reason.clone() };
+                    let breach =
+                        |row: &u64| Breach { row: *row, column: None, rule: "unreadable", reason: reason.clone() };
                     part.bad.extend(numbers.iter().map(breach));
                 }
             }
@@ -179,6 +181,7 @@ impl Checker {
         let breach = |row: &u64, (rule, reason): Broken| Breach { row: *row, column: Some(at), rule, reason };
         match cells {
             Cells::Bytes(cells) => {
+                let mut workspace = Workspace::default();
                 for (number, cell) in numbers.iter().zip(cells) {
                     if cell.is_empty() {
                         part.bad.extend(rules.required.then(|| breach(number, ("missing", "is missing".into()))));
@@ -186,7 +189,7 @@ impl Checker {
                     }
                     part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
                     if self.pictures[at] {
-                        match self.check_picture(rules, cell) {
+                        match self.check_picture(rules, cell, &mut workspace) {
                             Ok(hash) => part.pictures.extend(hash.map(|hash| (at, *number, hash))),
                             Err(reason) => part.bad.push(breach(number, ("picture", reason))),
                         }
@@ -221,8 +224,13 @@ impl Checker {
     }
 
     /// Decodes; gives the hash by which near pictures are found.
-    fn check_picture(&self, rules: &ColumnRules, cell: &[u8]) -> Result<Option<u64>, String> {
-        let picture = Picture::decode(cell, Colour::Grey)?;
+    fn check_picture(
+        &self,
+        rules: &ColumnRules,
+        cell: &[u8],
+        workspace: &mut Workspace,
+    ) -> Result<Option<u64>, String> {
+        let picture = Picture::decode_grey(cell, workspace)?;
         let (height, width) = (picture.height, picture.width);
         if let Some([h, w]) = rules.pixels_min.filter(|[h, w]| height < *h || width < *w) {
             return Err(format!("has {height} x {width} pixels, fewer than {h} x {w}"));
@@ -230,7 +238,7 @@ impl Checker {
         if let Some([h, w]) = rules.pixels_max.filter(|[h, w]| height > *h || width > *w) {
             return Err(format!("has {height} x {width} pixels, more than {h} x {w}"));
         }
-        if self.with_near { near::picture_hash(picture) } else { Ok(None) }
+        if self.with_near { near::picture_hash(picture, workspace) } else { Ok(None) }
     }
 
     fn find_personal(&self, at: usize, number: u64, cell: &[u8], part: &mut Part) {
@@ -260,7 +268,8 @@ impl Checker {
 fn outside_length(rules: &ColumnRules, length: usize) -> Option<Broken> {
     let length = length as u64;
     let few = rules.length_min.filter(|min| length < *min).map(|min| format!("has a length of {length}, under {min}"));
-    let many = || rules.length_max.filter(|max| length > *max).map(|max| format!("has a length of {length}, over {max}"));
+    let many =
+        || rules.length_max.filter(|max| length > *max).map(|max| format!("has a length of {length}, over {max}"));
     few.or_else(many).map(|reason| ("length", reason))
 }
 

@@ -14,7 +14,8 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::picture::Picture;
+use crate::config::Filter;
+use crate::picture::{Picture, Sampling, Workspace};
 
 /// Bits in which the hashes of near pictures differ, at most.
 pub(super) const BITS_MAX: u32 = 3;
@@ -32,15 +33,15 @@ const WORDS: usize = 3;
 const COMPARED_MAX: usize = 8;
 
 /// The perceptual hash of a grey picture; `None` for one of a single shade, which is like every other such.
-pub(super) fn picture_hash(picture: Picture) -> Result<Option<u64>, String> {
-    let small = picture.resized([SIDE, SIDE])?;
+pub(super) fn picture_hash(picture: Picture, workspace: &mut Workspace) -> Result<Option<u64>, String> {
+    let small = picture.resized([SIDE, SIDE], Sampling::new(Filter::Bilinear, true), workspace)?;
     let pixels = small.pixels.get(..SIDE * SIDE).ok_or("a grey picture has a byte a pixel")?;
     if pixels.iter().all(|p| *p == pixels[0]) {
+        workspace.reclaim(small);
         return Ok(None);
     }
-    let cosine = |frequency: usize, at: usize| {
-        (std::f32::consts::PI / SIDE as f32 * (at as f32 + 0.5) * frequency as f32).cos()
-    };
+    let cosine =
+        |frequency: usize, at: usize| (std::f32::consts::PI / SIDE as f32 * (at as f32 + 0.5) * frequency as f32).cos();
     let table: Vec<f32> = (1..=LOW).flat_map(|f| (0..SIDE).map(move |x| cosine(f, x))).collect();
     let mut rows = [0f32; SIDE * LOW];
     for (y, row) in pixels.chunks_exact(SIDE).enumerate() {
@@ -58,6 +59,7 @@ pub(super) fn picture_hash(picture: Picture) -> Result<Option<u64>, String> {
     sorted.sort_by(f32::total_cmp);
     let median = (sorted[LOW * LOW / 2 - 1] + sorted[LOW * LOW / 2]) / 2.0;
     let bits = frequencies.iter().enumerate().map(|(i, f)| u64::from(*f > median) << i);
+    workspace.reclaim(small);
     Ok(Some(bits.sum()))
 }
 
@@ -132,7 +134,8 @@ impl NearTexts {
     /// Takes the next text; gives the first row that is near.
     pub(super) fn push(&mut self, signature: Box<[u32; PLACES]>, row: u64) -> Option<u64> {
         let band = |i: usize, places: &[u32]| {
-            let bytes: Vec<u8> = std::iter::once(i as u32).chain(places.iter().copied()).flat_map(u32::to_le_bytes).collect();
+            let bytes: Vec<u8> =
+                std::iter::once(i as u32).chain(places.iter().copied()).flat_map(u32::to_le_bytes).collect();
             xxh3_64(&bytes)
         };
         let keys: Vec<u64> = signature.chunks_exact(BAND).enumerate().map(|(i, places)| band(i, places)).collect();
@@ -165,31 +168,46 @@ mod tests {
 
     use super::*;
 
-    /// Twelve overlapping boxes of random shades, whose edges give all frequencies, and noise of a few grey values.
-    fn picture(seed: u64, side: usize, noise: f32) -> Picture {
-        let (key, noisy) = (Key::new(seed), Key::new(seed).child("noise"));
+    /// Twelve overlapping boxes of random shades, whose edges give all frequencies.
+    fn picture(seed: u64) -> Picture {
+        const SIDE: usize = 96;
+        let key = Key::new(seed);
         let at = |i: u64| key.uniform_f32(i);
         let pixel = |i: usize| {
-            let (x, y) = (((i % side) as f32 + 0.5) / side as f32, ((i / side) as f32 + 0.5) / side as f32);
-            let inside = |b: &u64| (x - at(5 * b)).abs() < 0.4 * at(5 * b + 1) && (y - at(5 * b + 2)).abs() < 0.4 * at(5 * b + 3);
+            let (x, y) = (((i % SIDE) as f32 + 0.5) / SIDE as f32, ((i / SIDE) as f32 + 0.5) / SIDE as f32);
+            let inside = |b: &u64| {
+                (x - at(5 * b)).abs() < 0.4 * at(5 * b + 1) && (y - at(5 * b + 2)).abs() < 0.4 * at(5 * b + 3)
+            };
             let level = (0..12).rev().find(inside).map_or(0.5, |b| at(5 * b + 4));
-            (255.0 * level + noise * noisy.normal_f32(i as u64)).clamp(0.0, 255.0) as u8
+            (255.0 * level) as u8
         };
-        Picture { height: side, width: side, channels: 1, pixels: (0..side * side).map(pixel).collect() }
+        Picture { height: SIDE, width: SIDE, channels: 1, pixels: (0..SIDE * SIDE).map(pixel).collect() }
+    }
+
+    /// Two thirds of the size, and noise of two grey values.
+    fn altered(seed: u64) -> Picture {
+        let smaller = Sampling::new(Filter::Bilinear, true);
+        let mut picture = picture(seed).resized([64, 64], smaller, &mut Workspace::default()).unwrap();
+        let noise = Key::new(seed).child("noise");
+        for (i, pixel) in picture.pixels.iter_mut().enumerate() {
+            *pixel = (f32::from(*pixel) + 2.0 * noise.normal_f32(i as u64)).clamp(0.0, 255.0) as u8;
+        }
+        picture
     }
 
     #[test]
     fn a_picture_is_near_itself_made_smaller_and_noisier_and_far_from_others() {
-        let hash = |p: Picture| picture_hash(p).unwrap().unwrap();
+        let hash = |p: Picture| picture_hash(p, &mut Workspace::default()).unwrap().unwrap();
         let mut near = NearPictures::default();
         for seed in 0..200 {
-            assert_eq!(near.push(hash(picture(seed, 96, 0.0)), seed), None, "{seed}");
+            assert_eq!(near.push(hash(picture(seed)), seed), None, "{seed}");
         }
-        let found = (0..200).filter(|seed| near.push(hash(picture(*seed, 64, 2.0)), 1000 + seed) == Some(*seed)).count();
+        let apart: Vec<u32> = (0..200).map(|seed| (hash(picture(seed)) ^ hash(altered(seed))).count_ones()).collect();
+        let found = (0..200).filter(|seed| near.push(hash(altered(*seed)), 1000 + seed) == Some(*seed)).count();
         // Frequencies that lie at the median may fall either way.
-        assert!(found >= 190, "{found} of 200");
+        assert!(found >= 190, "{found} of 200, bits apart {apart:?}");
         let flat = Picture { height: 8, width: 8, channels: 1, pixels: vec![7; 64] };
-        assert_eq!(picture_hash(flat), Ok(None));
+        assert_eq!(picture_hash(flat, &mut Workspace::default()), Ok(None));
     }
 
     #[test]
@@ -207,9 +225,8 @@ mod tests {
 
     #[test]
     fn texts_with_a_word_changed_are_near_and_others_are_not() {
-        let words = |seed: u64| -> Vec<String> {
-            (0..100).map(|i| format!("w{}", Key::new(seed).below(i, 5000))).collect()
-        };
+        let words =
+            |seed: u64| -> Vec<String> { (0..100).map(|i| format!("w{}", Key::new(seed).below(i, 5000))).collect() };
         let mut near = NearTexts::default();
         for seed in 0..50 {
             assert_eq!(near.push(text_signature(words(seed).join(" ").as_bytes()).unwrap(), seed), None);
