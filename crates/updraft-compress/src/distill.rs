@@ -142,7 +142,7 @@ fn origin(tuning: &Tuning, student: &Graph, distillation: Option<&Distillation>)
         |graph: &Graph| fingerprint(graph).map_err(|e| CompressError::from(updraft_passes::PassError::from(e)));
     let data = |loader: &Loader| {
         let facts = loader.dataset().facts();
-        json!({ "content": facts.digest, "pipeline": facts.pipeline, "token": loader.token(0) })
+        json!({ "content": facts.digest, "pipeline": facts.pipeline, "token": loader.place(0) })
     };
     let teacher = match distillation {
         None => None,

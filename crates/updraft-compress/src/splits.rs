@@ -175,6 +175,6 @@ impl Split {
 
     /// What determines the samples and their order, for those who keep what they measured.
     pub fn key(&self) -> serde_json::Value {
-        serde_json::json!({ "loader": self.loader.token(self.steps.start), "end": self.steps.end })
+        serde_json::json!({ "loader": self.loader.place(self.steps.start), "end": self.steps.end })
     }
 }

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::mixture::Weights;
 pub use augment::{ColourJitter, GaussianBlur, Mix, RandAugment, RandomErasing, RandomResizedCrop};
 pub use pictures::{Axis, Colour, Decode, Filter, RandomCrop, Resize};
 
@@ -32,7 +33,8 @@ mod short;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetConfig {
-    /// The file, or the folder of pictures, relative to the recipe.
+    /// The file, or the folder of pictures, relative to the recipe; or give `sources`.
+    #[serde(default, skip_serializing_if = "is_no_path")]
     pub path: PathBuf,
     /// The format; without it, what the extension says (`.parquet`, `.csv`, `.npy`, `.npz`; a folder is `folder`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,20 +43,122 @@ pub struct DatasetConfig {
     /// `span` instead, between characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<[f64; 2]>,
+    /// Several sources instead of one, mixed by weight. What else is said holds for all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceConfig>,
+    /// Other weights of the sources from some position on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<Weights>,
     /// The tensors of a batch, in this order; without any, every column as it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorConfig>,
     /// Pairs of a batch made of each other; for training only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mix: Option<Mix>,
-    /// The most memory that samples may take: columns read ahead and decoded pictures kept. Default 1 GiB. Batches that
-    /// wait for the training step come on top.
+    /// Conditions on columns; a sample is used where all hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<Condition>,
+    /// Lays the one tensor, which holds lists of tokens, into rows of one length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack: Option<PackConfig>,
+    /// Lanes that an epoch is cut into: 48, 240 or another number with many divisors, of which the batch size is one or a
+    /// multiple. With lanes the batches stay the same when ranks come and go; without, one process reads all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<u64>,
+    /// The most memory that samples may take: columns read ahead, decoded pictures kept, and, with a quarter of it, batches
+    /// in the making. Default 1 GiB.
     #[serde(default = "default_memory_bytes")]
     pub memory_bytes: u64,
 }
 
 fn default_memory_bytes() -> u64 {
     1 << 30
+}
+
+fn is_no_path(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// One of several sources.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// The file or folder, relative to the recipe.
+    pub path: PathBuf,
+    /// Its format, where the extension does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The part of its rows that is used, as fractions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<[f64; 2]>,
+    /// Its share of the samples, in relation to the weights of the other sources.
+    pub weight: f64,
+}
+
+/// A condition on a column; all that is given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Condition {
+    /// The column.
+    pub column: String,
+    /// The least number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// The largest number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+    /// The allowed values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub one_of: Vec<Choice>,
+    /// The least length: bytes of text, elements of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub len_at_least: Option<u64>,
+    /// The largest length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub len_at_most: Option<u64>,
+}
+
+/// An allowed value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Choice {
+    Number(f64),
+    Text(String),
+}
+
+/// How documents become rows of one length.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackConfig {
+    /// Tokens of a row.
+    pub length: usize,
+    /// What becomes of documents that do not fit.
+    #[serde(default)]
+    pub fill: Fill,
+    /// A token after each document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<i64>,
+    /// The token where a row has room left.
+    #[serde(default)]
+    pub padding: i64,
+    /// Names a tensor of what follows each token in its document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<String>,
+    /// The target where nothing follows.
+    #[serde(default = "default_ignore")]
+    pub ignore: i64,
+    /// Names a tensor of the number of each token's document within its row, from 1; 0 is padding. Attention must not
+    /// cross from one to another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<String>,
+    /// Names a tensor of each token's place in its document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<String>,
+}
+
+fn default_ignore() -> i64 {
+    -100
 }
 
 /// The format of a source, and its columns.

@@ -1,21 +1,27 @@
 //! A dataset: a source, and the tensors that its columns become.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use updraft_base::{Digest, Key};
+use updraft_base::{Digest, Hasher, Key};
 use updraft_graph::{DType, Tensor};
 
 use crate::augment;
-use crate::config::{DatasetConfig, Mix, TensorConfig};
+use crate::config::{DatasetConfig, Mix, PackConfig, TensorConfig};
 use crate::error::{DataError, known_names};
+use crate::filter::Filter;
+use crate::mixture::Weights;
 use crate::order::Shuffle;
 use crate::picture::{Picture, PicturePlan, Workspace};
 use crate::source::{self, Cells, Source};
+use crate::stall::{Stage, Stopwatch};
 use crate::text::Vocabulary;
 use crate::transform::Plan;
+
+mod pack;
 
 /// Samples, numbered from 0, each a few tensors.
 pub struct Dataset {
@@ -27,6 +33,14 @@ pub struct Dataset {
     mix: Option<(Mix, [usize; 2])>,
     facts: DatasetFacts,
     memory_bytes: u64,
+    /// The blocks of each source of a mixture; one range where there is one source.
+    source_blocks: Vec<Range<usize>>,
+    /// The sources' weights, where there are several.
+    weights: Vec<Weights>,
+    /// With the places of its columns among the source's.
+    filter: Option<(Filter, Vec<usize>)>,
+    pack: Option<PackConfig>,
+    lanes: Option<u64>,
 }
 
 /// What is known about a dataset; kept as part of what a model came from.
@@ -77,7 +91,28 @@ impl Dataset {
     /// relative path starts at `base`, the folder of the recipe.
     pub fn open(config: &DatasetConfig, base: &Path) -> Result<Dataset, DataError> {
         let path = base.join(&config.path);
-        let opened = source::open(config, &path)?;
+        let for_samples =
+            DatasetConfig { memory_bytes: config.memory_bytes - queue_share(config.memory_bytes), ..config.clone() };
+        let (opened, blocks) = match (config.sources.is_empty(), config.path.as_os_str().is_empty()) {
+            (true, true) => return Err(DataError::Loader("a dataset needs `path` or `sources`".into())),
+            (false, false) => return Err(DataError::Loader("`path` and `sources` exclude each other".into())),
+            (false, true) => source::open_all(&for_samples, base)?,
+            (true, false) => {
+                let opened = source::open(&for_samples, &path)?;
+                let blocks = vec![opened.source.block_rows().len()];
+                (opened, blocks)
+            }
+        };
+        Dataset::over(config, path, opened, &blocks)
+    }
+
+    /// A dataset over an open source, or several joined, each with so many blocks.
+    pub(crate) fn over(
+        config: &DatasetConfig,
+        path: PathBuf,
+        opened: source::Opened,
+        blocks: &[usize],
+    ) -> Result<Dataset, DataError> {
         let configured = if config.tensors.is_empty() {
             let plain = |name: &String| TensorConfig { name: name.clone(), columns: Vec::new(), transform: Vec::new() };
             opened.columns.iter().map(plain).collect()
@@ -105,21 +140,45 @@ impl Dataset {
             vocabulary: opened.vocabulary,
             classes: opened.classes,
         };
-        let memory_bytes = config.memory_bytes;
-        let mut dataset =
-            Dataset { path, source: opened.source, columns: opened.columns, tensors, mix, facts, memory_bytes };
+        let mut first_block = 0;
+        let source_blocks = blocks.iter().map(|count| {
+            first_block += count;
+            first_block - count..first_block
+        });
+        let mut dataset = Dataset {
+            source_blocks: source_blocks.collect(),
+            weights: weights(config),
+            filter: filter(config, &opened.columns, &path)?,
+            pack: config.pack.clone(),
+            lanes: config.lanes,
+            path,
+            source: opened.source,
+            columns: opened.columns,
+            tensors,
+            mix,
+            facts,
+            memory_bytes: config.memory_bytes,
+        };
         dataset.learn_from_first_sample()?;
         Ok(dataset)
     }
 
     /// Finds the shapes of the tensors, and room for decoded pictures in the memory that the source leaves.
     fn learn_from_first_sample(&mut self) -> Result<(), DataError> {
-        let first = self.tensors_of(&[0], &Key::new(0))?;
+        let mut watch = Stopwatch::start(None);
+        let first = match &self.pack {
+            Some(pack) => {
+                pack::check(pack, self.tensors.len()).map_err(DataError::Loader)?;
+                self.packed(pack, &[Vec::new()], &mut watch)?
+            }
+            None => self.tensors_of(&[0], &Key::new(0), &mut watch)?,
+        };
         self.facts.tensors = first
             .iter()
             .map(|(name, t)| TensorFacts { name: name.clone(), dtype: t.dtype(), shape: t.shape()[1..].to_vec() })
             .collect();
-        let free_bytes = self.memory_bytes.saturating_sub(self.source.resident_bytes(u64::MAX));
+        let taken_bytes = self.source.resident_bytes(u64::MAX).saturating_add(self.queue_bytes());
+        let free_bytes = self.memory_bytes.saturating_sub(taken_bytes);
         let pictures = self.tensors.iter().filter(|t| matches!(t.plan, Plan::Picture(_))).count() as u64;
         for tensor in &mut self.tensors {
             if let Plan::Picture(plan) = &tensor.plan {
@@ -156,12 +215,17 @@ impl Dataset {
 
     /// The named tensors of some samples, stacked along a new first dimension. Random transforms draw from `key` and
     /// the samples' numbers.
-    pub(crate) fn tensors_of(&self, samples: &[u64], key: &Key) -> Result<Vec<(String, Tensor)>, DataError> {
+    pub(crate) fn tensors_of(
+        &self,
+        samples: &[u64],
+        key: &Key,
+        watch: &mut Stopwatch,
+    ) -> Result<Vec<(String, Tensor)>, DataError> {
         let mut out = Vec::with_capacity(self.tensors.len());
         for tensor in &self.tensors {
             let made = match &tensor.plan {
-                Plan::Picture(plan) => self.pictures(tensor, plan, samples, &key.child(&tensor.name))?,
-                Plan::Numbers(_) => self.numbers(tensor, samples)?,
+                Plan::Picture(plan) => self.pictures(tensor, plan, samples, &key.child(&tensor.name), watch)?,
+                Plan::Numbers(_) => self.numbers(tensor, samples, watch)?,
             };
             out.push((tensor.name.clone(), made));
         }
@@ -175,6 +239,58 @@ impl Dataset {
 
     pub(crate) fn block_samples(&self) -> &[u64] {
         self.source.block_rows()
+    }
+
+    /// The samples of the blocks of each source of a mixture.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &[u64]> {
+        self.source_blocks.iter().map(|blocks| &self.source.block_rows()[blocks.clone()])
+    }
+
+    /// The weights that sources are mixed by; none where there is one source.
+    pub(crate) fn weights(&self) -> &[Weights] {
+        &self.weights
+    }
+
+    /// Lanes that the configuration asks for.
+    pub fn lanes(&self) -> Option<u64> {
+        self.lanes
+    }
+
+    /// Whether samples of a batch are mixed with each other, so that whoever makes a part of it needs all of it.
+    pub(crate) fn pairs_samples(&self) -> bool {
+        self.mix.is_some()
+    }
+
+    /// Memory for batches in the making.
+    pub(crate) fn queue_bytes(&self) -> u64 {
+        queue_share(self.memory_bytes)
+    }
+
+    /// How rows are packed, where they are.
+    pub(crate) fn pack(&self) -> Option<&PackConfig> {
+        self.pack.as_ref()
+    }
+
+    /// Whether samples are left out or joined, so that nobody knows the samples of a batch without reading those before.
+    pub(crate) fn is_many_to_one(&self) -> bool {
+        self.filter.is_some() || self.pack.is_some()
+    }
+
+    /// Refuses lanes and windows for which the same block would be read again and again.
+    pub(crate) fn check_lanes(&self, lanes: u64, shuffle: Shuffle) -> Result<(), DataError> {
+        // At the border of two windows both are read from; unshuffled, a lane reads one block at a time.
+        let blocks = match shuffle {
+            Shuffle::None => lanes.saturating_mul(2),
+            Shuffle::Global => u64::MAX,
+            Shuffle::Blocks(n) => n.max(1).saturating_mul(2).saturating_mul(lanes),
+        };
+        let needed_bytes = self.source.resident_bytes(blocks);
+        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
+            return Ok(());
+        }
+        let what = format!("reading {lanes} lanes, two windows each,");
+        let advice = "raise it, take fewer lanes, or set `shuffle = { blocks = N }` with a smaller N";
+        Err(DataError::Memory { path: self.path.clone(), what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
     }
 
     /// Refuses an order for which the same block would be read again and again.
@@ -200,6 +316,7 @@ impl Dataset {
         plan: &PicturePlan,
         samples: &[u64],
         key: &Key,
+        watch: &mut Stopwatch,
     ) -> Result<Tensor, DataError> {
         let column = tensor.columns[0];
         let failed = |sample: u64| {
@@ -210,11 +327,14 @@ impl Dataset {
             }
         };
         let missing: Vec<u64> = samples.iter().copied().filter(|s| tensor.cache.get(*s).is_none()).collect();
-        let mut encoded = match self.source.read(&[column], &missing)?.pop() {
+        let read = self.source.read(&[column], &missing)?.pop();
+        watch.fetched_bytes += read.as_ref().map_or(0, Cells::memory_bytes);
+        let mut encoded = match read {
             Some(Cells::Bytes(cells)) => cells.into_iter(),
             Some(Cells::Numbers(t)) if t.is_empty() => Vec::new().into_iter(),
             _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
         };
+        watch.lap(Stage::Fetch);
 
         let mut workspace = Workspace::default();
         let mut batch: Option<(Tensor, [usize; 3])> = None;
@@ -233,6 +353,7 @@ impl Dataset {
                     tensor.cache.keep(*sample, plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?)
                 }
             };
+            watch.lap(Stage::Decode);
             let picture = if plan.is_random() {
                 let own = match prepared {
                     Prepared::Kept(shared) => Picture::clone(&shared),
@@ -243,6 +364,7 @@ impl Dataset {
             } else {
                 prepared
             };
+            watch.lap(Stage::Transform);
             let shape = [picture.channels, picture.height, picture.width];
             if batch.is_none() {
                 let zeros = Tensor::zeros(plan.dtype(), &[samples.len(), shape[0], shape[1], shape[2]]);
@@ -263,6 +385,7 @@ impl Dataset {
             if let Prepared::Own(picture) = picture {
                 workspace.reclaim(picture);
             }
+            watch.lap(Stage::Collate);
         }
         match batch {
             Some((stacked, _)) => Ok(stacked),
@@ -270,10 +393,24 @@ impl Dataset {
         }
     }
 
-    fn numbers(&self, tensor: &PlannedTensor, samples: &[u64]) -> Result<Tensor, DataError> {
-        let Plan::Numbers(steps) = &tensor.plan else { unreachable!("asked for a tensor of numbers") };
+    fn numbers(&self, tensor: &PlannedTensor, samples: &[u64], watch: &mut Stopwatch) -> Result<Tensor, DataError> {
+        let refused = |reason: &str| Err(DataError::tensor(&tensor.name, reason));
+        match self.cells(tensor, samples, watch)? {
+            Cells::Numbers(tensor) => Ok(tensor),
+            Cells::Lists(_) => {
+                refused("holds lists, which become a tensor only where all are of one length or are packed")
+            }
+            Cells::Bytes(_) => refused("holds text or bytes, which become no tensor without `decode` or `index_of`"),
+        }
+    }
+
+    /// The cells of a tensor after all its steps.
+    fn cells(&self, tensor: &PlannedTensor, samples: &[u64], watch: &mut Stopwatch) -> Result<Cells, DataError> {
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
+        let Plan::Numbers(steps) = &tensor.plan else { return Err(refused("pictures are not numbers".into())) };
         let mut read = self.source.read(&tensor.columns, samples)?;
+        watch.fetched_bytes += read.iter().map(Cells::memory_bytes).sum::<u64>();
+        watch.lap(Stage::Fetch);
         let mut cells =
             if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };
         for step in steps {
@@ -286,16 +423,41 @@ impl Dataset {
                 None => refused(reason),
             })?;
         }
-        match cells {
-            Cells::Numbers(tensor) => Ok(tensor),
-            Cells::Lists(_) => {
-                Err(refused("holds lists, which become a tensor only where all are of one length or are packed".into()))
-            }
-            Cells::Bytes(_) => {
-                Err(refused("holds text or bytes, which become no tensor without `decode` or `index_of`".into()))
-            }
-        }
+        watch.lap(Stage::Transform);
+        Ok(cells)
     }
+}
+
+/// The part of the memory that batches in the making may take. What is given less than 1 MiB makes one at a time.
+fn queue_share(memory_bytes: u64) -> u64 {
+    if memory_bytes < 1 << 20 { 0 } else { memory_bytes / 4 }
+}
+
+/// The weights of the sources from each position on.
+fn weights(config: &DatasetConfig) -> Vec<Weights> {
+    if config.sources.is_empty() {
+        return Vec::new();
+    }
+    let first = Weights { from: 0, weights: config.sources.iter().map(|s| s.weight).collect() };
+    std::iter::once(first).chain(config.weights.iter().cloned()).collect()
+}
+
+/// The filter of a configuration, with the places of its columns.
+fn filter(config: &DatasetConfig, columns: &[String], path: &Path) -> Result<Option<(Filter, Vec<usize>)>, DataError> {
+    if config.filter.is_empty() {
+        return Ok(None);
+    }
+    let filter = Filter::new(&config.filter).map_err(|reason| DataError::file(path, reason))?;
+    let mut places = Vec::with_capacity(config.filter.len());
+    for column in filter.columns() {
+        let place = columns.iter().position(|c| c == column).ok_or_else(|| DataError::UnknownColumn {
+            path: path.to_owned(),
+            column: column.to_owned(),
+            known: columns.to_vec(),
+        })?;
+        places.push(place);
+    }
+    Ok(Some((filter, places)))
 }
 
 /// Columns of numbers as the features of one tensor: \[samples, features\]. Columns of several types meet in `f64`.
@@ -344,11 +506,18 @@ fn mixed_tensors(mix: &Mix, tensors: &[TensorConfig]) -> Result<[usize; 2], Data
 fn pipeline_digest(config: &DatasetConfig, tensors: &[TensorConfig]) -> serde_json::Result<Digest> {
     let parts = (&config.format, &config.rows, tensors);
     // What is not there is not hashed either, so that digests of older recipes stay.
-    let json = match &config.mix {
+    let plain = match &config.mix {
         None => serde_json::to_vec(&parts),
         Some(mix) => serde_json::to_vec(&(parts, mix)),
-    };
-    json.map(|json| Digest::of(&json))
+    }?;
+    if config.sources.is_empty() && config.filter.is_empty() && config.pack.is_none() {
+        return Ok(Digest::of(&plain));
+    }
+    let sources: Vec<_> = config.sources.iter().map(|s| (&s.format, &s.rows)).collect();
+    let mut hasher = Hasher::new();
+    hasher.field(&plain);
+    hasher.field(&serde_json::to_vec(&(sources, &config.filter, &config.pack))?);
+    Ok(hasher.finish())
 }
 
 /// Decoded pictures of the first samples, as many as memory allows. They are kept in 8 bits a channel, before anything

@@ -24,7 +24,7 @@
 //!     assert_eq!(batch.tensors[0].0, "inputs");
 //!     assert_eq!(batch.tensors[0].1.shape(), [12, 64]);
 //! }
-//! let checkpointed = loader.token(3);
+//! let checkpointed = loader.token(3)?;
 //! assert_eq!(loader.resume(&checkpointed)?, 3);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -38,6 +38,7 @@ pub mod statistics;
 mod augment;
 mod dataset;
 mod error;
+mod filter;
 mod lanes;
 mod loader;
 pub mod manifest;
@@ -50,6 +51,7 @@ mod picture;
 mod rows;
 pub mod schema;
 mod source;
+mod stall;
 mod text;
 mod transform;
 pub mod validate;
@@ -59,7 +61,7 @@ pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
 pub use error::DataError;
 pub use lanes::{LaneEpoch, Lanes, Share};
-pub use loader::{Batch, Batches, Loader, LoaderOptions, LoaderToken, Tail};
+pub use loader::{Batch, Batches, Drift, Loader, LoaderOptions, LoaderToken, Tail};
 pub use manifest::{Manifest, ShardFacts};
 pub use mixture::{Mixture, Weights};
 pub use npy::{read_npy, read_npz, write_npz};
@@ -68,4 +70,5 @@ pub use packing::{LaneState, Piece};
 pub use rows::{Cells, Rows};
 pub use schema::{Column, Kind, Schema};
 pub use source::shard::{self, ShardFormat, ShardReader};
+pub use stall::{Stage, StageTimes, Stalls};
 pub use text::{UnknownCharacter, Vocabulary};

@@ -133,6 +133,27 @@ impl EpochOrder {
         let (before, first_sample) = window.blocks[window.blocks.partition_point(|(b, _)| *b <= image) - 1];
         first_sample + (image - before)
     }
+
+    /// The position at which a sample is seen: the inverse of [`sample_at`](EpochOrder::sample_at). Costs time in
+    /// proportion to the number of blocks.
+    ///
+    /// # Panics
+    /// If there is no such sample.
+    pub fn position_of(&self, sample: u64) -> u64 {
+        assert!(sample < self.len, "sample {sample} of {}", self.len);
+        if self.windows.is_empty() {
+            return sample;
+        }
+        for window in &self.windows {
+            for (number, (before, first)) in window.blocks.iter().enumerate() {
+                let end = window.blocks.get(number + 1).map_or(window.permutation.len(), |(next, _)| *next);
+                if (*first..first + (end - before)).contains(&sample) {
+                    return window.first_position + window.permutation.inverse(before + (sample - first));
+                }
+            }
+        }
+        unreachable!("every sample is in a block")
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +174,7 @@ mod tests {
             let order = Order::new(seed, &blocks, shuffle);
             let epoch_order = order.epoch(epoch);
             let mut samples: Vec<u64> = (0..order.len()).map(|p| epoch_order.sample_at(p)).collect();
+            prop_assert!((0..).zip(&samples).all(|(position, sample)| epoch_order.position_of(*sample) == position));
             samples.sort_unstable();
             prop_assert!(samples.into_iter().eq(0..blocks.iter().sum()));
         }

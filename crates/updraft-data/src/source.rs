@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use updraft_base::Digest;
+use updraft_base::{Digest, Hasher};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
@@ -15,6 +15,7 @@ use crate::text::Vocabulary;
 
 mod csv;
 mod folder;
+pub(crate) mod join;
 mod numpy;
 mod parquet;
 mod part;
@@ -60,6 +61,13 @@ pub(crate) fn open(config: &DatasetConfig, path: &Path) -> Result<Opened, DataEr
             }
         }
     }
+    // Without tensors all columns are read, so nothing need be added.
+    let conditions = config.filter.iter().filter(|_| !config.tensors.is_empty());
+    for condition in conditions {
+        if !wanted.contains(&condition.column) {
+            wanted.push(condition.column.clone());
+        }
+    }
     let wanted = Wanted { names: (!wanted.is_empty()).then_some(wanted), path };
     let is_folder = std::fs::metadata(path).map_err(DataError::io(path))?.is_dir();
     let by_extension = || match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
@@ -94,6 +102,46 @@ pub(crate) fn open(config: &DatasetConfig, path: &Path) -> Result<Opened, DataEr
             Ok(Opened { source: Box::new(part), ..opened })
         }
     }
+}
+
+/// Opens the sources of a mixture, one after the other; answers how many blocks each has, too.
+pub(crate) fn open_all(config: &DatasetConfig, base: &Path) -> Result<(Opened, Vec<usize>), DataError> {
+    let count = config.sources.len() as u64;
+    let mut first: Option<Opened> = None;
+    let mut sources = Vec::with_capacity(config.sources.len());
+    let mut blocks = Vec::with_capacity(config.sources.len());
+    let mut hasher = Hasher::new();
+    for part in &config.sources {
+        let path = base.join(&part.path);
+        let alone = DatasetConfig {
+            path: part.path.clone(),
+            format: part.format.clone(),
+            rows: part.rows,
+            sources: Vec::new(),
+            memory_bytes: config.memory_bytes / count,
+            ..config.clone()
+        };
+        let opened = open(&alone, &path)?;
+        hasher.field(opened.digest.as_bytes());
+        if let Some(first) = &first {
+            let differs =
+                |what: &str| DataError::file(&path, format!("has other {what} than the first source of the mixture"));
+            if opened.columns != first.columns {
+                return Err(differs("columns"));
+            }
+            if opened.vocabulary != first.vocabulary {
+                return Err(differs("characters"));
+            }
+            if opened.classes != first.classes {
+                return Err(differs("classes"));
+            }
+        }
+        blocks.push(opened.source.block_rows().len());
+        sources.push(opened.source);
+        first.get_or_insert(Opened { source: Box::new(join::Join::new(Vec::new())), ..opened });
+    }
+    let Some(first) = first else { return Err(DataError::Loader("a mixture needs at least one source".into())) };
+    Ok((Opened { source: Box::new(join::Join::new(sources)), digest: hasher.finish(), ..first }, blocks))
 }
 
 /// The columns that are needed of a file.

@@ -141,7 +141,7 @@ fn a_token_survives_json_and_refuses_other_data_or_orders_by_field() {
         let options = LoaderOptions { seed, ..LoaderOptions::default() };
         Loader::new(mnist(file, ""), options).unwrap()
     };
-    let token = loader("test", 1).token(17);
+    let token = loader("test", 1).token(17).unwrap();
     let token = serde_json::from_str(&serde_json::to_string(&token).unwrap()).unwrap();
     assert_eq!(loader("test", 1).resume(&token).unwrap(), 17);
     for (other, field) in [(loader("train", 1), "the dataset"), (loader("test", 2), "the seed")] {

@@ -188,7 +188,7 @@ impl<'r, 'a> Progress<'r, 'a> {
         let record = Record {
             step: 0,
             seed: settings.seed,
-            data: run.loader.token(0),
+            data: run.loader.token(0)?,
             history: History::default(),
             best: None,
             evaluations_since_best: 0,
@@ -264,7 +264,7 @@ impl<'r, 'a> Progress<'r, 'a> {
         inputs.extend([(LEARNING_RATE, &rate), (STEP, &step), (SEED, &seed)]);
         let outputs = self.session.run(&inputs)?;
         self.record.step += 1;
-        self.record.data = self.run.loader.token(self.record.step);
+        self.record.data = self.run.loader.token(self.record.step)?;
         let loss = scalar("loss", outputs.into_iter().next())?;
         if !loss.is_finite() {
             return Err(self.diverged(format!("the loss is {loss}"), batch));

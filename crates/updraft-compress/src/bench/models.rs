@@ -82,7 +82,7 @@ impl Bench<'_> {
         if is_trained_here {
             recipe["training"] = json!({
                 "options": format!("{:?}", TrainingOptions { distillation: None, ..self.tools.training.clone() }),
-                "data": self.tools.train_loader.token(0),
+                "data": self.tools.train_loader.place(0),
                 "learning_rate": self.settings.recovery_rate,
             });
         }

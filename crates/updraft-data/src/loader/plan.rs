@@ -1,0 +1,606 @@
+//! Which samples make the batch of a step, before any of them is read.
+//!
+//! There are three kinds of order. In an *epoch* every step is a range of positions of one order, and the last is filled
+//! as the tail says. A *stream* has no common end: each lane goes on into its next epoch by itself, which is what
+//! mixtures need, whose sources end at different times, and what stages need that join or drop samples, whose rows
+//! nobody can count without reading. A *list* is a stage over one epoch, laid out in full: for evaluation, which wants
+//! every sample once and an end.
+//!
+//! Only a stage has state: where each lane stands. It is kept for the steps that are being made, so that asking for the
+//! state after a step costs nothing; any other step's is found by going on from the nearest one before.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use updraft_base::Key;
+
+use super::{LoaderOptions, Tail};
+use crate::dataset::Dataset;
+use crate::error::DataError;
+use crate::lanes::{LaneEpoch, Lanes, Share};
+use crate::mixture::Mixture;
+use crate::order::{EpochOrder, Order};
+use crate::packing::{LaneState, Packer, Piece};
+
+/// The rows of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RowPlan {
+    /// A sample each.
+    Samples(Vec<u64>),
+    /// Pieces of samples.
+    Packed(Vec<Vec<Piece>>),
+}
+
+/// What a batch is made of.
+pub(crate) struct BatchPlan {
+    pub epoch: u64,
+    /// What random transforms draw from.
+    pub key: Key,
+    /// The first sample of each row that is not padding.
+    pub samples: Vec<u64>,
+    pub rows: RowPlan,
+}
+
+/// The order of a loader.
+pub(crate) struct Planner {
+    batch_size: u64,
+    tail: Tail,
+    augment: Key,
+    share: Option<Share>,
+    /// Rows of an epoch; of a stream, the samples of all sources.
+    epoch_rows: u64,
+    kind: OrderKind,
+}
+
+enum OrderKind {
+    Epochs(Epochs),
+    Stream(Stream),
+    List(Vec<Vec<Piece>>),
+}
+
+/// One source, its epochs one after the other.
+struct Epochs {
+    orders: Orders,
+    /// The order of the epoch asked for last.
+    last: Mutex<Option<(u64, Arc<EpochKind>)>>,
+}
+
+enum Orders {
+    Plain(Order),
+    Lanes(Lanes),
+}
+
+enum EpochKind {
+    Plain(EpochOrder),
+    Lanes(LaneEpoch),
+}
+
+impl Planner {
+    pub(crate) fn new(dataset: &Dataset, options: &LoaderOptions) -> Result<Planner, DataError> {
+        let refused = |reason: String| Err(DataError::Loader(reason));
+        let batch_size = options.batch_size as u64;
+        let key = Key::new(options.seed);
+        let lanes = options.lanes.or(dataset.lanes());
+        if lanes == Some(0) {
+            return refused("an epoch needs at least one lane".into());
+        }
+        if options.ranks > 1 && lanes.is_none() {
+            return refused(format!("{} ranks need `lanes` to share", options.ranks));
+        }
+        if options.ranks > 1 && dataset.pairs_samples() {
+            return refused("`mix` makes samples of pairs of the whole batch, which several ranks do not have".into());
+        }
+        let weights = if options.speeds.is_empty() { vec![1; options.ranks.max(1)] } else { options.speeds.clone() };
+        if weights.len() != options.ranks.max(1) {
+            return refused(format!("{} speeds for {} ranks", weights.len(), options.ranks));
+        }
+        let share = lanes.map(|lanes| Share::new(lanes, batch_size, options.rank, &weights)).transpose();
+        let share = share.map_err(DataError::Loader)?;
+        let mixes = !dataset.weights().is_empty();
+        let is_list = dataset.is_many_to_one() && !mixes && options.tail != Tail::Wrap;
+        if mixes && options.tail == Tail::Drop {
+            return refused("a mixture has no end that `tail = \"drop\"` could leave out".into());
+        }
+        match lanes {
+            Some(lanes) => dataset.check_lanes(lanes, options.shuffle)?,
+            None => dataset.check_shuffle(options.shuffle)?,
+        }
+        let mut epoch_rows = dataset.len();
+        let kind = if is_list {
+            let order = Order::new(options.seed, dataset.block_samples(), options.shuffle).epoch(0);
+            let rows = list(dataset, &order)?;
+            epoch_rows = rows.len() as u64;
+            OrderKind::List(rows)
+        } else if mixes || dataset.is_many_to_one() {
+            OrderKind::Stream(Stream::new(dataset, options, lanes.unwrap_or(1), share.as_ref())?)
+        } else {
+            let orders = match lanes {
+                Some(lanes) => Orders::Lanes(Lanes::new(&key, dataset.block_samples(), lanes, options.shuffle)),
+                None => Orders::Plain(Order::new(options.seed, dataset.block_samples(), options.shuffle)),
+            };
+            OrderKind::Epochs(Epochs { orders, last: Mutex::new(None) })
+        };
+        if epoch_rows == 0 {
+            return refused("the filter lets no sample through".into());
+        }
+        if options.tail == Tail::Drop && epoch_rows < batch_size {
+            return refused(format!(
+                "{epoch_rows} samples do not fill a batch of {batch_size}, and `tail = \"drop\"` leaves them out"
+            ));
+        }
+        Ok(Planner { batch_size, tail: options.tail, augment: key.child("augment"), share, epoch_rows, kind })
+    }
+
+    /// Rows that each of this rank's batches has.
+    pub(crate) fn rank_rows(&self) -> usize {
+        (0..self.batch_size).filter(|row| self.has_row(*row)).count()
+    }
+
+    pub(crate) fn steps_per_epoch(&self) -> u64 {
+        match self.tail {
+            Tail::Drop => self.epoch_rows / self.batch_size,
+            Tail::Pad | Tail::Wrap => self.epoch_rows.div_ceil(self.batch_size),
+        }
+    }
+
+    /// Whether epochs have ends that all agree on.
+    pub(crate) fn has_epochs(&self) -> bool {
+        !matches!(self.kind, OrderKind::Stream(_))
+    }
+
+    fn has_row(&self, row: u64) -> bool {
+        self.share.as_ref().is_none_or(|share| share.has_row(row))
+    }
+
+    /// What the batch of a step is made of.
+    pub(crate) fn batch(&self, dataset: &Dataset, step: u64) -> Result<BatchPlan, DataError> {
+        let epoch = step / self.steps_per_epoch();
+        match &self.kind {
+            OrderKind::Epochs(epochs) => {
+                let order = epochs.order(epoch);
+                let (samples, rows) = self.of_epoch(step, |position| order.sample_at(position));
+                let key = self.augment.child_index(epoch);
+                Ok(BatchPlan { epoch, key, samples, rows: RowPlan::Samples(rows) })
+            }
+            OrderKind::List(list) => {
+                let row = |position: u64| list[position as usize].clone();
+                let (real, rows) = self.of_epoch(step, row);
+                let samples = real.iter().map(|row| first_sample(row)).collect();
+                let rows = match dataset.pack() {
+                    Some(_) => {
+                        // Padding is no document, so that its targets count for nothing.
+                        let empty = rows.len() - real.len();
+                        RowPlan::Packed(real.into_iter().chain(std::iter::repeat_n(Vec::new(), empty)).collect())
+                    }
+                    None => RowPlan::Samples(rows.iter().map(|row| first_sample(row)).collect()),
+                };
+                Ok(BatchPlan { epoch, key: self.augment.child_index(epoch), samples, rows })
+            }
+            OrderKind::Stream(stream) => {
+                // A sample may come twice in the time of an epoch, and should not look the same both times.
+                let key = self.augment.child("stream").child_index(step);
+                let own = (0..self.batch_size).filter(|row| self.has_row(*row));
+                let rows = stream.rows(dataset, step, own)?;
+                let samples = rows.iter().map(|row| first_sample(row)).collect();
+                let rows = match dataset.pack() {
+                    Some(_) => RowPlan::Packed(rows),
+                    None => RowPlan::Samples(rows.iter().map(|row| first_sample(row)).collect()),
+                };
+                Ok(BatchPlan { epoch, key, samples, rows })
+            }
+        }
+    }
+
+    /// This rank's rows of a step of an epoch: those that count, and all, filled as the tail says.
+    fn of_epoch<T: Clone>(&self, step: u64, at: impl Fn(u64) -> T) -> (Vec<T>, Vec<T>) {
+        let first = step % self.steps_per_epoch() * self.batch_size;
+        let (mut real, mut rows) = (Vec::new(), Vec::new());
+        for row in (0..self.batch_size).filter(|row| self.has_row(*row)) {
+            let position = first + row;
+            let inside = position < self.epoch_rows;
+            let position = match self.tail {
+                _ if inside => position,
+                Tail::Wrap => position % self.epoch_rows,
+                Tail::Pad | Tail::Drop => self.epoch_rows - 1,
+            };
+            let item = at(position);
+            if inside || self.tail == Tail::Wrap {
+                real.push(item.clone());
+            }
+            rows.push(item);
+        }
+        (real, rows)
+    }
+
+    /// The step whose batch has a sample in an epoch; `None` where that is not known without reading, or where the tail
+    /// leaves it out.
+    pub(crate) fn step_of(&self, epoch: u64, sample: u64) -> Option<u64> {
+        let OrderKind::Epochs(epochs) = &self.kind else { return None };
+        if sample >= self.epoch_rows {
+            return None;
+        }
+        let position = match &*epochs.order(epoch) {
+            EpochKind::Plain(order) => order.position_of(sample),
+            EpochKind::Lanes(order) => order.position_of(sample),
+        };
+        let step = position / self.batch_size;
+        (step < self.steps_per_epoch()).then(|| epoch * self.steps_per_epoch() + step)
+    }
+
+    /// Where this rank's lanes stand before a step; nothing where the step's number says it all.
+    pub(crate) fn states(&self, dataset: &Dataset, step: u64) -> Result<BTreeMap<u64, LaneState>, DataError> {
+        match &self.kind {
+            OrderKind::Stream(stream) => stream.states(dataset, step),
+            OrderKind::Epochs(_) | OrderKind::List(_) => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Goes on from where lanes stood before a step.
+    ///
+    /// # Errors
+    /// The number of a lane that is missing.
+    pub(crate) fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
+        match &self.kind {
+            OrderKind::Stream(stream) => stream.restore(step, states),
+            OrderKind::Epochs(_) | OrderKind::List(_) => Ok(()),
+        }
+    }
+
+    /// States of steps before this one are not needed any more.
+    pub(crate) fn forget_before(&self, step: u64) {
+        if let OrderKind::Stream(Stream { stage: Some(stage), .. }) = &self.kind {
+            let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = progress.known.split_off(&step);
+            if !kept.is_empty() {
+                progress.known = kept;
+            }
+        }
+    }
+}
+
+fn first_sample(row: &[Piece]) -> u64 {
+    row.first().map_or(0, |piece| piece.sample)
+}
+
+impl Epochs {
+    fn order(&self, epoch: u64) -> Arc<EpochKind> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((e, order)) if *e == epoch => order.clone(),
+            _ => {
+                let order = match &self.orders {
+                    Orders::Plain(order) => EpochKind::Plain(order.epoch(epoch)),
+                    Orders::Lanes(lanes) => EpochKind::Lanes(lanes.epoch(epoch)),
+                };
+                last.insert((epoch, Arc::new(order))).1.clone()
+            }
+        }
+    }
+}
+
+impl EpochKind {
+    fn sample_at(&self, position: u64) -> u64 {
+        match self {
+            EpochKind::Plain(order) => order.sample_at(position),
+            EpochKind::Lanes(order) => order.sample_at(position),
+        }
+    }
+}
+
+/// All rows of an epoch, in order.
+fn list(dataset: &Dataset, order: &EpochOrder) -> Result<Vec<Vec<Piece>>, DataError> {
+    let mut rows = Vec::new();
+    let packer = packer(dataset);
+    let mut state = LaneState::default();
+    let mut weighed: VecDeque<Piece> = VecDeque::new();
+    let mut next = 0;
+    loop {
+        while weighed.is_empty() && next < dataset.len() {
+            let samples: Vec<u64> =
+                (next..(next + WEIGHED_AT_ONCE).min(dataset.len())).map(|p| order.sample_at(p)).collect();
+            next += samples.len() as u64;
+            let lens = dataset.weigh(&samples)?;
+            let documents =
+                samples.iter().zip(lens).filter_map(|(s, len)| Some(Piece { sample: *s, offset: 0, len: len? }));
+            weighed.extend(documents);
+        }
+        let Some(document) = weighed.pop_front() else { break };
+        match &packer {
+            None => rows.push(vec![document]),
+            Some(packer) => {
+                let mut given = Some(document);
+                while let Ok(row) = packer.next_row(&mut state, |_| given.take().ok_or(())) {
+                    rows.push(row);
+                }
+            }
+        }
+    }
+    rows.extend(packer.iter().flat_map(|packer| packer.flush(&mut state)));
+    Ok(rows)
+}
+
+fn packer(dataset: &Dataset) -> Option<Packer> {
+    dataset.pack().map(|pack| Packer { length: pack.length as u64, fill: pack.fill })
+}
+
+/// Samples whose weights are asked for together where they come from one place.
+const WEIGHED_AT_ONCE: u64 = 1024;
+
+/// Samples of a lane that are weighed together with those of other lanes.
+const WEIGHED_OF_A_LANE: usize = 8;
+
+/// Lanes without end, each over its own lane of every source.
+struct Stream {
+    sources: Vec<StreamSource>,
+    mixture: Option<Mixture>,
+    lanes: u64,
+    batch_size: u64,
+    stage: Option<Stage>,
+}
+
+struct StreamSource {
+    /// The number of the source's first sample in the dataset.
+    first_sample: u64,
+    lanes: Lanes,
+    /// Orders of the epochs asked for last; lanes of one length are never more than two epochs apart in a step, and those
+    /// that a stage drives a few more.
+    epochs: Mutex<VecDeque<(u64, Arc<LaneEpoch>)>>,
+}
+
+const EPOCHS_KEPT: usize = 4;
+
+/// A stage that drops or joins samples.
+struct Stage {
+    packer: Option<Packer>,
+    /// The lanes that this rank owns.
+    owned: Vec<u64>,
+    progress: Mutex<Progress>,
+}
+
+struct Progress {
+    /// Where lanes stand before some steps.
+    known: BTreeMap<u64, Arc<BTreeMap<u64, LaneState>>>,
+    /// Where they stand before `next_step`, and what was weighed ahead.
+    next_step: u64,
+    states: BTreeMap<u64, LaneState>,
+    ahead: BTreeMap<u64, VecDeque<Weighed>>,
+}
+
+struct Weighed {
+    /// The sample's index in its lane.
+    index: u64,
+    sample: u64,
+    len: Option<u64>,
+}
+
+impl Stream {
+    fn new(dataset: &Dataset, options: &LoaderOptions, lanes: u64, share: Option<&Share>) -> Result<Stream, DataError> {
+        let key = Key::new(options.seed);
+        let mut sources = Vec::new();
+        let mut first_sample = 0;
+        for (number, blocks) in dataset.sources().enumerate() {
+            // One source has the order that it would have without a mixture.
+            let key = if dataset.weights().is_empty() { key } else { key.child("source").child_index(number as u64) };
+            let source_lanes = Lanes::new(&key, blocks, lanes, options.shuffle);
+            let samples = source_lanes.len();
+            if samples < lanes {
+                return Err(DataError::Loader(format!(
+                    "source {number} has {samples} samples, too few for {lanes} lanes; take fewer lanes"
+                )));
+            }
+            sources.push(StreamSource { first_sample, lanes: source_lanes, epochs: Mutex::default() });
+            first_sample += samples;
+        }
+        let mixture = match dataset.weights() {
+            [] => None,
+            weights => Some(Mixture::new(&key, sources.len(), lanes, weights).map_err(DataError::Loader)?),
+        };
+        let stage = dataset.is_many_to_one().then(|| {
+            let owned: Vec<u64> = (0..lanes).filter(|lane| share.is_none_or(|s| s.has_lane(*lane))).collect();
+            let states: BTreeMap<u64, LaneState> = owned.iter().map(|lane| (*lane, LaneState::default())).collect();
+            let known = BTreeMap::from([(0, Arc::new(states.clone()))]);
+            let progress = Mutex::new(Progress { known, next_step: 0, states, ahead: BTreeMap::new() });
+            Stage { packer: packer(dataset), owned, progress }
+        });
+        Ok(Stream { sources, mixture, lanes, batch_size: options.batch_size as u64, stage })
+    }
+
+    /// The sample at an index of a lane.
+    fn sample_at(&self, lane: u64, index: u64) -> u64 {
+        let (source, index) = match &self.mixture {
+            Some(mixture) => mixture.at(lane, index),
+            None => (0, index),
+        };
+        let source = &self.sources[source];
+        let len = source.lanes.lane_len(lane);
+        let order = source.order(index / len);
+        let mut sample = [0];
+        order.fill(lane, index % len, &mut sample);
+        source.first_sample + sample[0]
+    }
+
+    fn rows(
+        &self,
+        dataset: &Dataset,
+        step: u64,
+        own_rows: impl Iterator<Item = u64>,
+    ) -> Result<Vec<Vec<Piece>>, DataError> {
+        let positions = own_rows.map(|row| step * self.batch_size + row);
+        let Some(stage) = &self.stage else {
+            let whole = |position: u64| {
+                let sample = self.sample_at(position % self.lanes, position / self.lanes);
+                vec![Piece { sample, offset: 0, len: 1 }]
+            };
+            return Ok(positions.map(whole).collect());
+        };
+        let lanes: Vec<u64> = positions.map(|position| position % self.lanes).collect();
+        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        self.go_to(dataset, stage, &mut progress, step)?;
+        self.take_step(dataset, stage, &mut progress, &lanes)
+    }
+
+    fn states(&self, dataset: &Dataset, step: u64) -> Result<BTreeMap<u64, LaneState>, DataError> {
+        let Some(stage) = &self.stage else { return Ok(BTreeMap::new()) };
+        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = progress.known.get(&step) {
+            return Ok(BTreeMap::clone(known));
+        }
+        self.go_to(dataset, stage, &mut progress, step)?;
+        Ok(progress.states.clone())
+    }
+
+    fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
+        let Some(stage) = &self.stage else { return Ok(()) };
+        let mut own = BTreeMap::new();
+        for lane in &stage.owned {
+            let state = states.get(lane).cloned().or_else(|| (step == 0).then(LaneState::default));
+            own.insert(*lane, state.ok_or(*lane)?);
+        }
+        let known = BTreeMap::from([(step, Arc::new(own.clone()))]);
+        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        *progress = Progress { known, next_step: step, states: own, ahead: BTreeMap::new() };
+        Ok(())
+    }
+
+    /// Brings the lanes to where they stand before a step.
+    fn go_to(&self, dataset: &Dataset, stage: &Stage, progress: &mut Progress, step: u64) -> Result<(), DataError> {
+        if progress.next_step != step {
+            let Some((from, states)) = progress.known.range(..=step).next_back() else {
+                return Err(DataError::Loader(format!("step {step} lies before the step that was resumed from")));
+            };
+            (progress.next_step, progress.states) = (*from, BTreeMap::clone(states));
+            progress.ahead.clear();
+        }
+        while progress.next_step < step {
+            let first = progress.next_step * self.batch_size;
+            let lanes = (first..first + self.batch_size).map(|position| position % self.lanes);
+            let own: Vec<u64> = lanes.filter(|lane| stage.owned.binary_search(lane).is_ok()).collect();
+            self.take_step(dataset, stage, progress, &own)?;
+        }
+        Ok(())
+    }
+
+    /// The rows of the next step, one from each of `lanes` in turn.
+    fn take_step(
+        &self,
+        dataset: &Dataset,
+        stage: &Stage,
+        progress: &mut Progress,
+        lanes: &[u64],
+    ) -> Result<Vec<Vec<Piece>>, DataError> {
+        let mut rows = Vec::with_capacity(lanes.len());
+        let Progress { states, ahead, .. } = progress;
+        for lane in lanes {
+            let mut state = states.remove(lane).unwrap_or_default();
+            let row = self.next_row(dataset, stage, *lane, &mut state, states, ahead);
+            states.insert(*lane, state);
+            match row {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    // Half a step was taken: the next call begins at a known one.
+                    progress.next_step = u64::MAX;
+                    return Err(error);
+                }
+            }
+        }
+        progress.next_step += 1;
+        let states = Arc::new(progress.states.clone());
+        progress.known.insert(progress.next_step, states);
+        Ok(rows)
+    }
+
+    fn next_row(
+        &self,
+        dataset: &Dataset,
+        stage: &Stage,
+        lane: u64,
+        state: &mut LaneState,
+        others: &BTreeMap<u64, LaneState>,
+        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
+    ) -> Result<Vec<Piece>, DataError> {
+        let mut next = |cursor: &mut u64| self.next_document(dataset, stage, lane, cursor, others, ahead);
+        match &stage.packer {
+            Some(packer) => packer.next_row(state, next),
+            None => next(&mut state.cursor).map(|document| vec![document]),
+        }
+    }
+
+    /// The next sample of a lane that the filter lets through, and that has any tokens.
+    fn next_document(
+        &self,
+        dataset: &Dataset,
+        stage: &Stage,
+        lane: u64,
+        cursor: &mut u64,
+        others: &BTreeMap<u64, LaneState>,
+        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
+    ) -> Result<Piece, DataError> {
+        // Each source of a mixture comes round in a lane within its length over its share; ten times all of it is plenty.
+        let most = 10
+            * self
+                .sources
+                .iter()
+                .map(|s| s.lanes.lane_len(lane))
+                .sum::<u64>()
+                .saturating_mul(self.sources.len() as u64);
+        let first = *cursor;
+        loop {
+            match ahead.get_mut(&lane).and_then(VecDeque::pop_front) {
+                Some(weighed) => {
+                    *cursor = weighed.index + 1;
+                    if let Some(len) = weighed.len.filter(|len| *len > 0) {
+                        return Ok(Piece { sample: weighed.sample, offset: 0, len });
+                    }
+                    if *cursor - first >= most {
+                        let reason = format!("no sample of lane {lane} passes the filter with any content");
+                        return Err(DataError::Loader(reason));
+                    }
+                }
+                None => self.weigh_ahead(dataset, stage, lane, *cursor, others, ahead)?,
+            }
+        }
+    }
+
+    /// Weighs some samples of a lane, and of the other lanes that have none left: a source reads many rows at once
+    /// faster than one at a time.
+    fn weigh_ahead(
+        &self,
+        dataset: &Dataset,
+        stage: &Stage,
+        lane: u64,
+        cursor: u64,
+        others: &BTreeMap<u64, LaneState>,
+        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
+    ) -> Result<(), DataError> {
+        let mut wanted = Vec::new();
+        for other in &stage.owned {
+            let from = if *other == lane { Some(cursor) } else { others.get(other).map(|s| s.cursor) };
+            let queued = ahead.get(other).map_or(0, VecDeque::len);
+            if let (Some(from), 0) = (from, queued) {
+                let indices = from..from + WEIGHED_OF_A_LANE as u64;
+                wanted.extend(indices.map(|index| (*other, index, self.sample_at(*other, index))));
+            }
+        }
+        let samples: Vec<u64> = wanted.iter().map(|(_, _, sample)| *sample).collect();
+        let lens = dataset.weigh(&samples)?;
+        for ((lane, index, sample), len) in wanted.into_iter().zip(lens) {
+            ahead.entry(lane).or_default().push_back(Weighed { index, sample, len });
+        }
+        Ok(())
+    }
+}
+
+impl StreamSource {
+    fn order(&self, epoch: u64) -> Arc<LaneEpoch> {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, order)) = epochs.iter().find(|(e, _)| *e == epoch) {
+            return order.clone();
+        }
+        let order = Arc::new(self.lanes.epoch(epoch));
+        if epochs.len() == EPOCHS_KEPT {
+            epochs.pop_front();
+        }
+        epochs.push_back((epoch, order.clone()));
+        order
+    }
+}
