@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use clap::Args;
 use updraft_base::random::Key;
@@ -14,6 +13,7 @@ use updraft_engine::{CompileOptions, CpuEngine, Engine, Session};
 use updraft_graph::{DType, Graph, Tensor, cost, infer, onnx, upgrade};
 use updraft_passes::pipeline;
 
+use super::child::{self, Effort};
 use super::rounds::{StepCost, Theirs, measure};
 use crate::{Failure, python};
 
@@ -40,7 +40,8 @@ pub(crate) struct Arguments {
     python: Option<PathBuf>,
 }
 
-const PACKAGES: &[&str] =
+/// What the scripts of this bench and of `bench optimize` need.
+pub(super) const PACKAGES: &[&str] =
     &["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "sympy==1.14.0"];
 
 const NETWORKS: &[&str] = &["resnet50", "mobilenet-v2", "bert"];
@@ -152,28 +153,20 @@ fn quantizers(place: &Place) -> Result<(), Failure> {
     place.script(&["inputs", "resnet50", &count], &[&samples])?;
     for method in ["min-max", "entropy"] {
         let ours = place.file("resnet50-ours.onnx");
-        let start = Instant::now();
-        let peak =
+        let own =
             place.quantize("resnet50", &float, &samples, &ours, &["--samples", &count, "--calibration", method])?;
-        let seconds = start.elapsed().as_secs_f64();
-        let output = Command::new(&place.python)
-            .arg(&place.script)
-            .arg("quantize")
-            .args([&float, &samples, &place.file("resnet50-ort.onnx")])
-            .args([method, &count])
-            .stderr(Stdio::null())
-            .output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let numbers: Vec<f64> =
-            text.lines().last().unwrap_or("").split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [theirs_s, theirs_bytes] = numbers[..] else { return Err("ONNX Runtime's quantizer failed".into()) };
+        let mut command = Command::new(&place.python);
+        command.arg(&place.script).arg("quantize").args([&float, &samples, &place.file("resnet50-ort.onnx")]);
+        let theirs = child::run_script(command.args([method, &count]))?;
         const MIB: f64 = 1024.0 * 1024.0;
         println!(
-            "{method:10} {seconds:>10.1} {:>14.0} {theirs_s:>10.1} {:>14.0} {:>8.3} {:>8.3}",
-            peak as f64 / MIB,
-            theirs_bytes / MIB,
-            seconds / theirs_s,
-            peak as f64 / theirs_bytes
+            "{method:10} {:>10.1} {:>14.0} {:>10.1} {:>14.0} {:>8.3} {:>8.3}",
+            own.seconds,
+            own.peak_bytes / MIB,
+            theirs.seconds,
+            theirs.peak_bytes / MIB,
+            own.seconds / theirs.seconds,
+            own.peak_bytes / theirs.peak_bytes
         );
     }
     Ok(())
@@ -193,7 +186,7 @@ impl Place<'_> {
         python::run(Command::new(&self.python).arg(&self.script).args(arguments).args(files))
     }
 
-    /// Quantizes with the product, by a recipe that reads the samples; returns its peak memory in bytes.
+    /// Quantizes with the product, by a recipe that reads the samples.
     fn quantize(
         &self,
         network: &str,
@@ -201,7 +194,7 @@ impl Place<'_> {
         samples: &Path,
         out: &Path,
         options: &[&str],
-    ) -> Result<u64, Failure> {
+    ) -> Result<Effort, Failure> {
         let inputs: &[&str] =
             if network == "bert" { &["input_ids", "attention_mask", "token_type_ids"] } else { &["image"] };
         let tensors: String =
@@ -214,25 +207,9 @@ impl Place<'_> {
         std::fs::write(&recipe, text)?;
         let mut command = Command::new(&self.updraft);
         command.current_dir(&self.folder).arg("quantize").arg(model).arg("--data").arg(&recipe).arg("--output");
-        let mut child = command.arg(out).args(options).arg("--json").stdout(Stdio::null()).spawn()?;
-        // The kernel keeps the peak while the process lives; the last look before its end is near enough.
-        let mut peak = 0;
-        let status = loop {
-            peak = peak_bytes(child.id()).unwrap_or(0).max(peak);
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        };
-        if status.success() { Ok(peak) } else { Err(format!("updraft quantize ended with {status}").into()) }
+        let (status, effort) = child::run(command.arg(out).args(options).arg("--json"), &self.file("quantize.json"))?;
+        if status.success() { Ok(effort) } else { Err(format!("updraft quantize ended with {status}").into()) }
     }
-}
-
-/// The largest resident memory of a process so far.
-fn peak_bytes(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// A model in our engine.

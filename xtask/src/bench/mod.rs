@@ -6,8 +6,10 @@ use clap::Subcommand;
 
 use crate::Failure;
 
+mod child;
 mod compress;
 mod engine;
+mod optimize;
 mod rounds;
 
 /// What to measure.
@@ -17,11 +19,14 @@ pub(crate) enum Bench {
     Engine(engine::Arguments),
     /// Quantized networks against ONNX Runtime and OpenVINO: latency, and the time and memory that quantizing takes.
     Compress(compress::Arguments),
+    /// `updraft optimize` on networks trained here, beside ONNX Runtime's own quantizer.
+    Optimize(optimize::Arguments),
 }
 
 pub(crate) fn run(root: &Path, bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Engine(arguments) => engine::run(root, arguments),
         Bench::Compress(arguments) => compress::run(root, arguments),
+        Bench::Optimize(arguments) => optimize::run(root, arguments),
     }
 }
