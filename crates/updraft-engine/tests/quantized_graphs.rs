@@ -203,6 +203,30 @@ impl Builder {
         Some(self.quantize_any(made, power))
     }
 
+    /// Codes, with the constants that QLinear operators take beside them.
+    fn operand(&mut self, x: Real, codes: ValueId) -> [ValueId; 3] {
+        let dtype = self.graph.dtype(codes).unwrap();
+        [codes, self.number(x.scale), self.zero(dtype, x.zero_point)]
+    }
+
+    /// QLinearConv or QLinearMatMul of some codes, with constant weights; the codes that it makes.
+    fn qlinear(&mut self, op: &str, x: Real, codes: ValueId, shape: &[usize], attributes: Attributes) -> (Real, ValueId) {
+        let axis = if op == "QLinearConv" { 0 } else { 1 };
+        let (w, scales) = self.weights(shape, axis);
+        let (dequantize, _) = self.graph.value(w).producer().unwrap();
+        let weights: Vec<ValueId> = self.graph.node(dequantize).inputs.iter().flatten().copied().collect();
+        let to = Real { value: codes, scale: self.scale(-4), zero_point: self.zero_point(self.dtype) };
+        let (scale, zero_point) = (self.number(to.scale), self.zero(self.dtype, to.zero_point));
+        let mut operands = [&self.operand(x, codes)[..], &weights, &[scale, zero_point]].concat();
+        if op == "QLinearConv" && self.below(2) == 0 {
+            let bias = self.bias(x.scale, &scales);
+            let (dequantize, _) = self.graph.value(bias).producer().unwrap();
+            operands.push(self.graph.node(dequantize).inputs[0].unwrap());
+        }
+        let made = self.op(op, &operands, attributes);
+        (to, made)
+    }
+
     fn step(&mut self) {
         let x = self.pick(&self.values.clone());
         let shape = self.shape(x.value);
@@ -380,6 +404,49 @@ proptest! {
                 prop_assert!((a - b).abs() <= 1.001 * scale, "{} and {} at a scale of {}", a, b, scale);
             }
         }
+    }
+}
+
+/// A convolution, dense, in groups or depthwise, and a product: operators from codes to codes, as older tools write them.
+fn qlinear_network(seed: u64, dtype: DType, exact: bool) -> (Graph, HashMap<String, Tensor>) {
+    let mut builder = Builder::new(seed, dtype, exact);
+    let (batch, channels, size) = (1 + builder.below(2), builder.pick(&[3usize, 4, 16]), builder.pick(&[3usize, 5, 9]));
+    let tensor = builder.codes(&[batch, channels, size, size], dtype, Builder::limits(dtype));
+    let codes = builder.graph.add_input("x", ValueType::of(&tensor)).unwrap();
+    builder.inputs.insert("x".to_owned(), tensor);
+    let x = Real { value: codes, scale: builder.scale(-5), zero_point: builder.zero_point(dtype) };
+    let groups = builder.pick(&[1, channels]);
+    let outputs = if groups == 1 { builder.pick(&[5usize, 16, 24]) } else { channels };
+    let pads = vec![builder.below(2) as i64; 4];
+    let attributes = Attributes::from([("group", (groups as i64).into()), ("pads", pads.into())]);
+    let shape = [outputs, channels / groups, 3, 3];
+    let (x, codes) = builder.qlinear("QLinearConv", x, codes, &shape, attributes);
+    builder.graph.push_output(codes);
+    let depth = builder.shape(codes)[3];
+    let columns = builder.pick(&[1usize, 7, 32]);
+    let (_, codes) = builder.qlinear("QLinearMatMul", x, codes, &[depth, columns], Attributes::new());
+    builder.graph.push_output(codes);
+    (builder.graph, builder.inputs)
+}
+
+#[test]
+fn operators_from_codes_to_codes_run_in_integers_and_agree() {
+    for seed in 0..200 {
+        let dtype = [DType::U8, DType::I8][(seed % 2) as usize];
+        let exact = seed % 4 < 2;
+        let (graph, inputs) = qlinear_network(seed, dtype, exact);
+        let expected = updraft_graph::eval::evaluate(&graph, &inputs).unwrap();
+        let (found, steps) = run(&graph, &inputs, 1 + (seed % 3) as usize);
+        assert!(steps.len() == 2 && steps.iter().all(|s| !s.reference), "seed {seed}: {steps:?}");
+        if exact {
+            assert_eq!(found, expected, "seed {seed}");
+            continue;
+        }
+        // Ratios of scales round differently, which turns a code into its neighbour; a neighbour among the factors of
+        // the product moves that by its own weight, so only the first operator has a bound.
+        let codes = |t: &Tensor| t.to_i64().unwrap();
+        let apart = codes(&found[0]).iter().zip(codes(&expected[0])).map(|(a, b)| (a - b).abs()).max();
+        assert!(apart <= Some(1), "seed {seed}: {apart:?} codes apart");
     }
 }
 
