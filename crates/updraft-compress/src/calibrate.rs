@@ -67,7 +67,7 @@ pub fn calibrate(
     method: Method,
 ) -> Result<BTreeMap<String, Range>, CompressError> {
     method.check()?;
-    let mut observer = Observer::new(engine, graph, values, 1)?;
+    let mut observer = Observer::new(engine, graph, values, 1)?.for_method(method);
     for batch in batches {
         observer.observe(&batch?)?;
     }
@@ -81,6 +81,8 @@ pub struct Observer {
     /// In the order of the session's outputs.
     made: Vec<(String, Histogram)>,
     scratch: Vec<Scratch>,
+    /// Whether elements are counted, or only the least and the greatest kept.
+    is_counting: bool,
 }
 
 /// An input of a network that data must give.
@@ -151,16 +153,23 @@ impl Observer {
             false => Some(engine.compile(&watched, &CompileOptions::default())?),
         };
         let scratch = (0..threads.max(1)).map(|_| Scratch::default()).collect();
-        Ok(Observer { session, inputs, made, scratch })
+        Ok(Observer { session, inputs, made, scratch, is_counting: true })
+    }
+
+    /// Keeps what this method needs and no more: ranges by others cannot be asked for.
+    pub fn for_method(self, method: Method) -> Observer {
+        Observer { is_counting: method != Method::MinMax, ..self }
     }
 
     /// Runs the network on a batch and counts what it makes.
     pub fn observe(&mut self, batch: &Batch) -> Result<(), CompressError> {
+        let is_counting = self.is_counting;
         let mut tensors = Vec::with_capacity(self.inputs.len());
         for input in &mut self.inputs {
             let tensor = input.of(batch)?;
             if let Some(histogram) = input.histogram.as_mut().filter(|_| tensor.dtype() == DType::F32) {
-                count(histogram, &mut self.scratch[0], &input.name, &tensor, batch)?;
+                let scratch = is_counting.then_some(&mut self.scratch[0]);
+                count(histogram, scratch, &input.name, &tensor, batch)?;
             }
             tensors.push((input.name.clone(), tensor));
         }
@@ -178,9 +187,9 @@ impl Observer {
             }
         }
         let count_share = |scratch: &mut Scratch, share: Vec<(&mut (String, Histogram), Tensor)>| {
-            share
-                .into_iter()
-                .try_for_each(|((name, histogram), tensor)| count(histogram, scratch, name, &tensor, batch))
+            share.into_iter().try_for_each(|((name, histogram), tensor)| {
+                count(histogram, is_counting.then_some(&mut *scratch), name, &tensor, batch)
+            })
         };
         std::thread::scope(|scope| {
             let mut pairs = self.scratch.iter_mut().zip(shares).map(|(scratch, (_, share))| (scratch, share));
@@ -198,6 +207,10 @@ impl Observer {
     /// The ranges of all that was seen, by the names of the values.
     pub fn ranges(&self, method: Method) -> Result<BTreeMap<String, Range>, CompressError> {
         method.check()?;
+        if !self.is_counting && method != Method::MinMax {
+            let problem = format!("by {method:?} needs elements counted, and only extremes were kept");
+            return Err(CompressError::Setting { setting: "calibration", problem });
+        }
         let given = self.inputs.iter().filter_map(|input| Some((&input.name, input.histogram.as_ref()?)));
         let all = self.made.iter().map(|(name, histogram)| (name, histogram)).chain(given);
         all.map(|(name, histogram)| {
@@ -224,7 +237,7 @@ impl Observer {
 
 fn count(
     histogram: &mut Histogram,
-    scratch: &mut Scratch,
+    scratch: Option<&mut Scratch>,
     name: &str,
     tensor: &Tensor,
     batch: &Batch,
@@ -232,7 +245,11 @@ fn count(
     let elements = tensor
         .as_slice::<f32>()
         .map_err(|e| CompressError::Setting { setting: "values", problem: format!("name {name:?}: {e}") })?;
-    histogram.add(elements, scratch).map_err(|index| not_finite(name, tensor, index, batch))
+    let added = match scratch {
+        Some(scratch) => histogram.add(elements, scratch),
+        None => histogram.widen(elements),
+    };
+    added.map_err(|index| not_finite(name, tensor, index, batch))
 }
 
 fn check_finite(name: &str, tensor: &Tensor, batch: &Batch) -> Result<(), CompressError> {
@@ -342,6 +359,8 @@ mod tests {
             assert_eq!(made, by(1, method));
             assert!(made["x"].max <= whole["x"].max && made["x"].min >= whole["x"].min);
         }
+        let extremes = Observer::new(&engine, &network(), &names(), 1).unwrap().for_method(Method::MinMax);
+        assert!(extremes.ranges(Method::Entropy).unwrap_err().to_string().contains("only extremes"));
     }
 
     #[test]

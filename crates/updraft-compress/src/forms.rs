@@ -206,7 +206,7 @@ impl Ground {
         }
         // Which values are between integers depends on the units, so all that any choice of units could need.
         let values = observed(&prepared.graph, &scheme(&form))?;
-        let observer = prepared.observe(material.engine, &values, &batches, 1)?;
+        let observer = prepared.observe(material.engine, &values, &batches, 1, None)?;
         let ranges = Calibrator::ALL.map(|calibrator| Ok((calibrator, observer.ranges(method(calibrator))?)));
         let ranges = ranges.into_iter().collect::<Result<_, CompressError>>()?;
         Ok(Ground { prepared, ranges })

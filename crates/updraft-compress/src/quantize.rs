@@ -97,12 +97,13 @@ pub fn quantize(
     let ranges = match (&settings.form, batches) {
         (Form::Static(form), Some(batches)) => {
             let values = observed(&prepared.graph, &form.scheme)?;
-            prepared.observe(engine, &values, batches, settings.observe.threads)?.ranges(form.calibration)?
+            let method = form.calibration;
+            prepared.observe(engine, &values, batches, settings.observe.threads, Some(method))?.ranges(method)?
         }
         (Form::Half(form), Some(batches)) if form.dtype == DType::F16 => {
             let values = float_values(&prepared.graph);
             let method = calibrate::Method::MinMax;
-            prepared.observe(engine, &values, batches, settings.observe.threads)?.ranges(method)?
+            prepared.observe(engine, &values, batches, settings.observe.threads, Some(method))?.ranges(method)?
         }
         _ => BTreeMap::new(),
     };
@@ -142,15 +143,19 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Runs the network over the batches and counts the elements of `values`.
+    /// Runs the network over the batches and counts the elements of `values`, or keeps of them what one method needs.
     pub fn observe(
         &self,
         engine: &dyn Engine,
         values: &[String],
         batches: &Batches,
         threads: usize,
+        method: Option<calibrate::Method>,
     ) -> Result<Observer, CompressError> {
         let mut observer = Observer::new(engine, &self.graph, values, threads)?;
+        if let Some(method) = method {
+            observer = observer.for_method(method);
+        }
         for batch in batches()? {
             observer.observe(&batch?)?;
         }
