@@ -210,7 +210,14 @@ impl Builder {
     }
 
     /// QLinearConv or QLinearMatMul of some codes, with constant weights; the codes that it makes.
-    fn qlinear(&mut self, op: &str, x: Real, codes: ValueId, shape: &[usize], attributes: Attributes) -> (Real, ValueId) {
+    fn qlinear(
+        &mut self,
+        op: &str,
+        x: Real,
+        codes: ValueId,
+        shape: &[usize],
+        attributes: Attributes,
+    ) -> (Real, ValueId) {
         let axis = if op == "QLinearConv" { 0 } else { 1 };
         let (w, scales) = self.weights(shape, axis);
         let (dequantize, _) = self.graph.value(w).producer().unwrap();
@@ -437,7 +444,7 @@ fn operators_from_codes_to_codes_run_in_integers_and_agree() {
         let (graph, inputs) = qlinear_network(seed, dtype, exact);
         let expected = updraft_graph::eval::evaluate(&graph, &inputs).unwrap();
         let (found, steps) = run(&graph, &inputs, 1 + (seed % 3) as usize);
-        assert!(steps.len() == 2 && steps.iter().all(|s| !s.reference), "seed {seed}: {steps:?}");
+        assert!(steps.iter().all(|s| !s.reference), "seed {seed}: {steps:?}");
         if exact {
             assert_eq!(found, expected, "seed {seed}");
             continue;

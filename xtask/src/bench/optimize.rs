@@ -72,6 +72,9 @@ const BATCH: usize = 100;
 /// Time that a model runs in one round, so that the clock's grain does not show.
 const ROUND_MS: f64 = 25.0;
 
+/// More runs than this make no round better.
+const RUNS_MAX: f64 = 2000.0;
+
 /// The chance that an interval does not hold the truth.
 const ALPHA: f64 = 0.05;
 
@@ -331,7 +334,7 @@ impl Place<'_> {
         let mut runs = Vec::new();
         for side in &mut sides {
             let warm = side.as_mut().map(|s| s.milliseconds(3).and_then(|_| s.milliseconds(10))).transpose()?;
-            runs.push((ROUND_MS / warm.unwrap_or(ROUND_MS)).ceil() as usize);
+            runs.push((ROUND_MS / warm.unwrap_or(ROUND_MS)).ceil().min(RUNS_MAX) as usize);
         }
         let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); sides.len()];
         for _ in 0..self.arguments.rounds {

@@ -34,6 +34,8 @@ pub(super) fn measure(count: usize, mut work: impl FnMut() -> Result<(), Failure
 
 /// CPU time of all threads of this process so far.
 fn cpu_ns() -> Result<u64, Failure> {
+    // The kernel brings a thread's account up to date when it is scheduled, or else every few milliseconds.
+    std::thread::yield_now();
     let mut total = 0;
     for task in std::fs::read_dir("/proc/self/task")? {
         let text = std::fs::read_to_string(task?.path().join("schedstat"))?;

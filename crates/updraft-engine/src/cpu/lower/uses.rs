@@ -10,7 +10,10 @@ use crate::cpu::quantized::{self, recognize::IntegerStep};
 use crate::cpu::shapes::fold_nodes;
 
 /// Finds what is computed in integers, and folds the constants of everything else.
-pub(super) fn find_integer_steps(graph: &mut Graph, sources: &Sources) -> Result<HashMap<NodeId, IntegerStep>, EngineError> {
+pub(super) fn find_integer_steps(
+    graph: &mut Graph,
+    sources: &Sources,
+) -> Result<HashMap<NodeId, IntegerStep>, EngineError> {
     if !quantized::recognize::has_codes(graph) {
         return Ok(HashMap::new());
     }
