@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 /// What a crate may use of the workspace: layers point down, and only along these edges.
 const LAYERS: &[(&str, &[&str])] = &[
     ("updraft-base", &[]),
+    ("updraft-sim", &["updraft-base"]),
     ("updraft-store", &["updraft-base"]),
     ("updraft-graph", &["updraft-base"]),
     ("updraft-passes", &["updraft-base", "updraft-graph"]),

@@ -1,0 +1,11 @@
+//! For tests only: object stores that fail as real ones do, by a seeded schedule.
+//!
+//! A [`Schedule`] says which fault the n-th request of a kind for an object meets. That is a pure function of the seed, the
+//! kind, the object and n, so a failing test fails again with the same seed, however its threads interleave.
+//! [`FaultyStore`] plays the schedule in process, around any object store.
+
+mod faulty_store;
+mod schedule;
+
+pub use faulty_store::FaultyStore;
+pub use schedule::{Fault, FaultRates, Operation, Schedule};
