@@ -1,6 +1,10 @@
 //! What can go wrong with a store.
 
+use std::ops::Range;
+
 use updraft_base::Digest;
+
+use crate::objects::AccessError;
 
 /// An error of a [`Store`](crate::Store); the cause, where there is one, is its source.
 #[derive(Debug, thiserror::Error)]
@@ -30,10 +34,42 @@ pub enum StoreError {
         reason: String,
     },
     /// An object was replaced while it was being read, or since its facts were taken.
-    #[error("{object} has changed since it was first seen")]
+    #[error("{object} has changed: it was version {}, and is {}", shown(.expected), shown(.found))]
     Changed {
         /// The object's URL.
         object: String,
+        /// The version that was first seen.
+        expected: Option<String>,
+        /// The version that is there.
+        found: Option<String>,
+    },
+    /// A range that an object does not have.
+    #[error("{object} has {bytes} bytes, and not the range {range:?}")]
+    Range {
+        /// The object's URL.
+        object: String,
+        /// The range of bytes asked for.
+        range: Range<u64>,
+        /// The length of the object.
+        bytes: u64,
+    },
+    /// A URL that names no store.
+    #[error("`{url}` names no store: {reason}")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A setting that the provider does not have.
+    #[error("{url} has no setting `{setting}`{}", match .nearest { Some(known) => format!("; did you mean `{known}`?"), None => String::new() })]
+    Setting {
+        /// The store.
+        url: String,
+        /// The name of the setting.
+        setting: String,
+        /// The known setting with the nearest name.
+        nearest: Option<String>,
     },
     /// Content that is not what its name says.
     #[error("{object} is corrupt: its {size_bytes} bytes have the digest {found}, not {expected}")]
@@ -93,7 +129,7 @@ pub enum StoreError {
         /// The object in the store.
         object: String,
         /// The cause.
-        source: object_store::Error,
+        source: Box<AccessError>,
     },
     /// Reading failed.
     #[error("cannot read {object}")]
@@ -101,6 +137,10 @@ pub enum StoreError {
         /// The object in the store.
         object: String,
         /// The cause.
-        source: object_store::Error,
+        source: Box<AccessError>,
     },
+}
+
+fn shown(version: &Option<String>) -> &str {
+    version.as_deref().unwrap_or("unknown")
 }

@@ -16,17 +16,17 @@
 //!
 //! # Design
 //!
-//! Every write is one object put whole: the crate `object_store` stages a file beside its place, syncs it and renames
-//! it. They go in the order content, manifest, origin, so whatever the moment of a kill or of a full disk, no manifest
+//! [`Objects`] keeps the bytes: in a local folder, where the crate `object_store` stages a file beside its place, syncs it
+//! and renames it, or in a bucket. Every write is one object put whole. They go in the order content, manifest, origin, so whatever the moment of a kill or of a full disk, no manifest
 //! names missing bytes and no origin a missing manifest; what stays behind is bytes nobody names. Two writers of one
 //! artifact write the same bytes to the same places, so either may win. Reading checks the digest.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::local::LocalFileSystem;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStore;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use updraft_base::Digest;
@@ -37,7 +37,10 @@ mod objects;
 
 pub use artifact::{Artifact, Origin};
 pub use error::StoreError;
-pub use objects::{AccessOptions, Created, ObjectFacts, Objects, ReadObjects};
+pub use objects::{
+    AccessError, AccessOptions, ClassReading, Created, MeterReading, ObjectFacts, Objects, ReadObjects, RequestClass,
+    RequestPrices,
+};
 
 /// The version of every JSON file in a store. Another version is refused, not guessed at.
 const FORMAT: u64 = 1;
@@ -45,9 +48,7 @@ const FORMAT: u64 = 1;
 /// Artifacts on an object store. Calls block; share a store between threads freely.
 #[derive(Debug)]
 pub struct Store {
-    objects: Arc<dyn ObjectStore>,
-    /// The crate `object_store` is asynchronous and the product is not.
-    runtime: tokio::runtime::Runtime,
+    objects: Objects,
 }
 
 impl Store {
@@ -58,9 +59,13 @@ impl Store {
             source,
         };
         std::fs::create_dir_all(dir).map_err(|e| unusable(e.into()))?;
-        // Synced writes: a checkpoint that `put` returned must survive a power cut.
-        let objects = LocalFileSystem::new_with_prefix(dir).map_err(|e| unusable(e.into()))?.with_fsync(true);
-        Store::over(Arc::new(objects))
+        let path = dir.to_str().ok_or_else(|| unusable("its name is not UTF-8".into()))?;
+        Ok(Store::on(Objects::open(path, &BTreeMap::new(), &AccessOptions::default())?))
+    }
+
+    /// The store under a URL or in a folder that was opened.
+    pub fn on(objects: Objects) -> Store {
+        Store { objects }
     }
 
     /// A store over any object store.
@@ -78,10 +83,7 @@ impl Store {
     /// # Ok::<(), updraft_store::StoreError>(())
     /// ```
     pub fn over(objects: Arc<dyn ObjectStore>) -> Result<Store, StoreError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .map_err(|e| StoreError::Open { dir: objects.to_string(), source: e.into() })?;
-        Ok(Store { objects, runtime })
+        Ok(Store::on(Objects::over(objects, &AccessOptions::default())?))
     }
 
     /// Keeps `bytes` as the answer to `origin`. `meta` holds facts about the answer that did not determine it (metrics,
@@ -135,17 +137,7 @@ impl Store {
     /// All artifacts whose content has this digest: one for each origin that gave it, in the order of the origins'
     /// digests. Empty where the store has none.
     pub fn artifacts_of(&self, digest: &Digest) -> Result<Vec<Artifact>, StoreError> {
-        let folder = format!("manifests/{}", digest.hex());
-        let mut artifacts = Vec::new();
-        for object in self.children(&folder)?.objects {
-            let origin_digest = object
-                .strip_suffix(".json")
-                .and_then(|o| o.rsplit('/').next())
-                .and_then(|hex| format!("sha256:{hex}").parse().ok())
-                .ok_or_else(|| StoreError::Stray { object: object.clone() })?;
-            artifacts.extend(self.manifest(digest, &origin_digest)?);
-        }
-        Ok(artifacts)
+        self.manifests_below(&format!("manifests/{}", digest.hex()))
     }
 
     /// What made this artifact: itself and all its ancestors, nearest first, each once.
@@ -168,15 +160,7 @@ impl Store {
 
     /// Every artifact, by kind and then by digest.
     pub fn list(&self) -> Result<Vec<Artifact>, StoreError> {
-        let mut artifacts = Vec::new();
-        for folder in self.children("manifests")?.folders {
-            let digest = folder
-                .rsplit('/')
-                .next()
-                .and_then(|hex| format!("sha256:{hex}").parse().ok())
-                .ok_or_else(|| StoreError::Stray { object: folder.clone() })?;
-            artifacts.extend(self.artifacts_of(&digest)?);
-        }
+        let mut artifacts = self.manifests_below("manifests")?;
         artifacts.sort_by(|a, b| (&a.origin.kind, a.digest).cmp(&(&b.origin.kind, b.digest)));
         Ok(artifacts)
     }
@@ -242,43 +226,46 @@ impl Store {
     }
 
     fn write(&self, object: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let result = self.runtime.block_on(self.objects.put(&object.into(), bytes.into()));
-        result.map(|_| ()).map_err(|source| StoreError::Write { object: object.to_owned(), source })
+        self.objects.put(object, bytes).map(|_| ()).map_err(|e| relative(object, e))
     }
 
     fn read(&self, object: &str) -> Result<Option<Bytes>, StoreError> {
-        let result = self.runtime.block_on(async { self.objects.get(&object.into()).await?.bytes().await });
-        match result {
+        match self.objects.get(object) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(StoreError::Read { object: object.to_owned(), source }),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(relative(object, error)),
         }
     }
 
     fn delete(&self, object: &str) -> Result<(), StoreError> {
-        match self.runtime.block_on(self.objects.delete(&object.into())) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(source) => Err(StoreError::Write { object: object.to_owned(), source }),
-        }
+        self.objects.delete(object).map_err(|e| relative(object, e))
     }
 
-    /// What lies directly in a folder, sorted.
-    fn children(&self, folder: &str) -> Result<Children, StoreError> {
-        let listed = self
-            .runtime
-            .block_on(self.objects.list_with_delimiter(Some(&folder.into())))
-            .map_err(|source| StoreError::Read { object: folder.to_owned(), source })?;
-        let mut objects: Vec<String> = listed.objects.iter().map(|o| o.location.to_string()).collect();
-        let mut folders: Vec<String> = listed.common_prefixes.iter().map(|p| p.to_string()).collect();
-        objects.sort_unstable();
-        folders.sort_unstable();
-        Ok(Children { objects, folders })
+    /// The artifacts of the manifests in a folder, in the order of their names.
+    fn manifests_below(&self, folder: &str) -> Result<Vec<Artifact>, StoreError> {
+        let digest = |hex: &str| format!("sha256:{hex}").parse::<Digest>().ok();
+        let mut artifacts = Vec::new();
+        for facts in self.objects.list(folder).map_err(|e| relative(folder, e))? {
+            let names = facts
+                .key
+                .strip_prefix("manifests/")
+                .and_then(|name| name.strip_suffix(".json"))
+                .and_then(|name| name.split_once('/'))
+                .and_then(|(content, origin)| Some((digest(content)?, digest(origin)?)));
+            let (content, origin) = names.ok_or(StoreError::Stray { object: facts.key })?;
+            artifacts.extend(self.manifest(&content, &origin)?);
+        }
+        Ok(artifacts)
     }
 }
 
-struct Children {
-    objects: Vec<String>,
-    folders: Vec<String>,
+/// Inside a store, an object is named by its place in it.
+fn relative(object: &str, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Write { source, .. } => StoreError::Write { object: object.to_owned(), source },
+        StoreError::Read { source, .. } => StoreError::Read { object: object.to_owned(), source },
+        other => other,
+    }
 }
 
 #[derive(Serialize, Deserialize)]

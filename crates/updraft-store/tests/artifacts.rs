@@ -175,7 +175,7 @@ fn a_file_that_no_store_wrote_is_named() {
     let store = Store::open(dir.path()).unwrap();
     std::fs::create_dir_all(dir.path().join("manifests/notes")).unwrap();
     std::fs::write(dir.path().join("manifests/notes/todo.json"), "{}").unwrap();
-    assert!(matches!(store.list(), Err(StoreError::Stray { object }) if object == "manifests/notes"));
+    assert!(matches!(store.list(), Err(StoreError::Stray { object }) if object == "manifests/notes/todo.json"));
 }
 
 #[test]

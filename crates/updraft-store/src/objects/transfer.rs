@@ -1,0 +1,516 @@
+//! How objects are read and written, request by request.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use object_store::list::PaginatedListOptions;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult,
+    UpdateVersion,
+};
+use updraft_base::Clock;
+
+use super::access::{Access, Done, Exhausted, Failure};
+use super::diagnosis::diagnose;
+use super::local;
+use super::meter::RequestClass;
+use super::open::{Backend, Provider};
+use super::options::{Created, ObjectFacts};
+use super::ranges::plan;
+use crate::StoreError;
+
+/// S3 takes no part but the last that is smaller, and no more than 10,000 of them.
+const UPLOAD_PART_BYTES_MIN: u64 = 5 << 20;
+const UPLOAD_PARTS_MAX: u64 = 10_000;
+
+/// How often an upload in parts is begun anew when the store lost it.
+const UPLOADS_MAX: usize = 3;
+
+/// A store and the way to it: what [`Objects`](super::Objects) runs its calls on.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) backend: Backend,
+    pub(super) access: Access,
+}
+
+/// An answer to a read: what was there, and the object's facts.
+struct Piece {
+    bytes: Bytes,
+    etag: Option<String>,
+}
+
+/// What a whole read found.
+enum Whole {
+    Bytes(Bytes),
+    /// Too long for one request; in local folders, a file that is open.
+    Large(ObjectMeta),
+}
+
+impl Transfer {
+    /// The URL of an object.
+    pub(super) fn name(&self, key: &str) -> String {
+        match self.backend.url.ends_with(':') || self.backend.url.is_empty() {
+            true => format!("{}{key}", self.backend.url),
+            false => format!("{}/{key}", self.backend.url),
+        }
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectFacts>, StoreError> {
+        let path = self.path(prefix)?;
+        let mut facts: Vec<ObjectFacts> = match &self.backend.pages {
+            Some(pages) => {
+                // A listing by text would find `a-b/c` under `a`.
+                let folder = (!path.as_ref().is_empty()).then(|| format!("{path}/"));
+                let mut metas = Vec::new();
+                let mut page_token = None;
+                loop {
+                    let page = self.request(RequestClass::List, 0, prefix, async || {
+                        let options = PaginatedListOptions { page_token: page_token.clone(), ..Default::default() };
+                        Ok(pages.0.list_paginated(folder.as_deref(), options).await?)
+                    });
+                    let page = page.await?.value;
+                    metas.extend(page.result.objects);
+                    page_token = page.page_token;
+                    if page_token.is_none() {
+                        break metas;
+                    }
+                }
+            }
+            None => {
+                let listed = self.request(RequestClass::List, 0, prefix, async || {
+                    Ok(self.backend.store.list(Some(&path)).try_collect::<Vec<_>>().await?)
+                });
+                listed.await?.value
+            }
+        }
+        .iter()
+        .map(|meta| self.facts_of(meta))
+        .collect();
+        facts.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(facts)
+    }
+
+    pub(super) async fn head(&self, key: &str) -> Result<ObjectFacts, StoreError> {
+        let path = self.path(key)?;
+        let head = self.request(RequestClass::Head, 0, key, async || Ok(self.backend.store.head(&path).await?));
+        Ok(self.facts_of(&head.await?.value))
+    }
+
+    pub(super) async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        let path = self.path(key)?;
+        let part_bytes = self.access.options.part_bytes;
+        let whole = self.request(RequestClass::Get, part_bytes, key, async || {
+            let result = self.backend.store.get(&path).await?;
+            let bytes = result.meta.size;
+            if let GetResultPayload::File(file, _) = result.payload {
+                // Exactly one range gives exactly one answer.
+                let mut whole = local::read_ranges(file, std::slice::from_ref(&(0..bytes))).map_err(io_failure)?;
+                return Ok(Whole::Bytes(whole.pop().unwrap_or_default()));
+            }
+            if bytes > 2 * part_bytes {
+                return Ok(Whole::Large(result.meta));
+            }
+            Ok(Whole::Bytes(complete(result.bytes().await?, bytes)?))
+        });
+        match whole.await?.value {
+            Whole::Bytes(bytes) => {
+                self.access.meter.read(bytes.len() as u64);
+                Ok(bytes)
+            }
+            Whole::Large(meta) => {
+                let facts = self.facts_of(&meta);
+                let mut whole = self.get_ranges(key, std::slice::from_ref(&(0..facts.bytes)), Some(&facts)).await?;
+                Ok(whole.pop().unwrap_or_default())
+            }
+        }
+    }
+
+    pub(super) async fn get_ranges(
+        &self,
+        key: &str,
+        ranges: &[Range<u64>],
+        expected: Option<&ObjectFacts>,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let path = self.path(key)?;
+        if let Some(facts) = expected
+            && let Some(range) = ranges.iter().find(|range| range.end > facts.bytes)
+        {
+            return Err(StoreError::Range { object: self.name(key), range: range.clone(), bytes: facts.bytes });
+        }
+        if self.backend.folder.is_some() {
+            return self.get_local_ranges(key, &path, ranges, expected).await;
+        }
+        let options = &self.access.options;
+        let plan = plan(ranges, options.coalesce_gap_bytes, options.part_bytes);
+        let mut pin = expected.and_then(|facts| facts.etag.clone());
+        let mut seen_changed = false;
+        loop {
+            let fetched: Result<Vec<Piece>, StoreError> =
+                stream::iter(plan.fetches.iter().map(|range| self.fetch(key, &path, range, pin.as_deref())))
+                    .buffered(options.concurrency.max(1))
+                    .try_collect()
+                    .await;
+            let now = match fetched {
+                Ok(pieces) if pin.is_some() || pieces.windows(2).all(|pair| pair[0].etag == pair[1].etag) => {
+                    let answers: Vec<Bytes> = pieces.into_iter().map(|piece| piece.bytes).collect();
+                    self.access.meter.read(answers.iter().map(|bytes| bytes.len() as u64).sum());
+                    return Ok(plan.assemble(ranges, &answers));
+                }
+                // Pieces of several versions, and nobody asked for one: all again, of the one that is there now.
+                Ok(_) => self.head(key).await?,
+                Err(StoreError::Changed { expected, .. }) => {
+                    let now = self.head(key).await?;
+                    if seen_changed || now.etag != expected {
+                        return Err(StoreError::Changed { object: self.name(key), expected, found: now.etag });
+                    }
+                    seen_changed = true;
+                    now
+                }
+                Err(error) => return Err(error),
+            };
+            if now.etag.is_none() {
+                return Err(StoreError::Changed { object: self.name(key), expected: pin, found: None });
+            }
+            pin = now.etag;
+        }
+    }
+
+    /// One range by one request, of the version `pin` if there is one.
+    async fn fetch(
+        &self,
+        key: &str,
+        path: &ObjectPath,
+        range: &Range<u64>,
+        pin: Option<&str>,
+    ) -> Result<Piece, StoreError> {
+        let length = range.end - range.start;
+        let attempt = async || {
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range.clone())),
+                // A weak tag never matches (RFC 9110, 13.1.1); then comparing below is all there is.
+                if_match: pin.filter(|etag| !etag.starts_with("W/")).map(str::to_owned),
+                ..GetOptions::default()
+            };
+            let result = self.backend.store.get_opts(path, options).await?;
+            if let (Some(pin), Some(found)) = (pin, &result.meta.e_tag)
+                && pin != found
+            {
+                return Err(Failure::Version { expected: pin.to_owned(), found: found.clone() });
+            }
+            let (etag, size, given) = (result.meta.e_tag.clone(), result.meta.size, result.range.clone());
+            if given != *range {
+                return Ok(Err(size));
+            }
+            let bytes = complete(result.bytes().await?, length)?;
+            Ok(Ok(Piece { bytes, etag }))
+        };
+        let beyond = |bytes| StoreError::Range { object: self.name(key), range: range.clone(), bytes };
+        let exhausted = match self.access.request(RequestClass::Get, length, attempt).await {
+            Ok(Done { value, .. }) => return value.map_err(beyond),
+            Err(exhausted) => exhausted,
+        };
+        let changed = matches!(exhausted.failure, Failure::Version { .. } | Failure::Store(Error::Precondition { .. }));
+        if changed {
+            let expected = pin.map(str::to_owned);
+            return Err(StoreError::Changed { object: self.name(key), expected, found: None });
+        }
+        // Stores differ in how they say that a range begins after the end.
+        let past_the_end = exhausted.answer.status == Some(416) || matches!(self.backend.provider, Provider::Memory);
+        if past_the_end && !matches!(exhausted.failure, Failure::Store(Error::NotFound { .. })) {
+            return Err(beyond(self.head(key).await?.bytes));
+        }
+        Err(self.read_error(key, exhausted))
+    }
+
+    async fn get_local_ranges(
+        &self,
+        key: &str,
+        path: &ObjectPath,
+        ranges: &[Range<u64>],
+        expected: Option<&ObjectFacts>,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let length = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        let opened = self.request(RequestClass::Get, length, key, async || {
+            let result = self.backend.store.get(path).await?;
+            let meta = result.meta;
+            let GetResultPayload::File(file, _) = result.payload else {
+                return Err(io_failure(std::io::Error::other("not a file")));
+            };
+            let pinned = expected.and_then(|facts| facts.etag.as_ref());
+            let same = pinned.is_none_or(|etag| meta.e_tag.as_ref() == Some(etag));
+            let inside = ranges.iter().all(|range| range.end <= meta.size);
+            let bytes = if same && inside { local::read_ranges(file, ranges).map_err(io_failure)? } else { Vec::new() };
+            Ok((meta, same, bytes))
+        });
+        let (meta, same, bytes) = opened.await?.value;
+        if !same {
+            let expected = expected.and_then(|facts| facts.etag.clone());
+            return Err(StoreError::Changed { object: self.name(key), expected, found: meta.e_tag });
+        }
+        if let Some(range) = ranges.iter().find(|range| range.end > meta.size) {
+            return Err(StoreError::Range { object: self.name(key), range: range.clone(), bytes: meta.size });
+        }
+        self.access.meter.read(length);
+        Ok(bytes)
+    }
+
+    pub(super) async fn put(&self, key: &str, bytes: Bytes) -> Result<ObjectFacts, StoreError> {
+        let path = self.path(key)?;
+        if self.backend.parts.is_some() && bytes.len() as u64 > 2 * self.upload_part_bytes(0) {
+            return self.put_in_parts(key, &path, bytes).await;
+        }
+        let done = self.put_with(key, &path, &bytes, PutMode::Overwrite).await;
+        let put = done.map_err(|e| self.write_error(key, e))?.value;
+        self.put_facts(key, bytes.len() as u64, put).await
+    }
+
+    pub(super) async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        let path = self.path(key)?;
+        match self.put_with(key, &path, &bytes, PutMode::Create).await {
+            Ok(_) => Ok(Created::New),
+            Err(Exhausted { failure: Failure::Store(Error::AlreadyExists { .. }), attempts, .. }) => {
+                // An attempt that seemed to fail may have been the one that made it.
+                let ours = attempts > 1 && self.holds(key, &bytes).await?;
+                Ok(if ours { Created::New } else { Created::Exists })
+            }
+            Err(exhausted) => Err(self.write_error(key, exhausted)),
+        }
+    }
+
+    pub(super) async fn update(&self, key: &str, bytes: Bytes, expected: &ObjectFacts) -> Result<bool, StoreError> {
+        let path = self.path(key)?;
+        if let Some(folder) = &self.backend.folder {
+            return self.update_local(key, &path, bytes, expected, folder).await;
+        }
+        let mut version = UpdateVersion { e_tag: expected.etag.clone(), version: expected.version.clone() };
+        if self.backend.provider == Provider::Gcs && version.version.is_none() {
+            // Its listings do not give the generation, which its condition needs.
+            let now = match self.head(key).await {
+                Err(StoreError::NotFound { .. }) => return Ok(false),
+                now => now?,
+            };
+            if now.etag != expected.etag {
+                return Ok(false);
+            }
+            version.version = now.version;
+        }
+        match self.put_with(key, &path, &bytes, PutMode::Update(version)).await {
+            Ok(_) => Ok(true),
+            Err(Exhausted {
+                failure: Failure::Store(Error::Precondition { .. } | Error::NotFound { .. }),
+                attempts,
+                ..
+            }) => Ok(attempts > 1 && self.holds(key, &bytes).await?),
+            Err(exhausted) => Err(self.write_error(key, exhausted)),
+        }
+    }
+
+    async fn update_local(
+        &self,
+        key: &str,
+        path: &ObjectPath,
+        bytes: Bytes,
+        expected: &ObjectFacts,
+        folder: &std::path::Path,
+    ) -> Result<bool, StoreError> {
+        let failed = |e: std::io::Error| self.write_error(key, io_exhausted(e));
+        if !folder.exists() {
+            return Ok(false);
+        }
+        let lock = local::UpdateLock::take(folder).map_err(failed)?;
+        let now = match self.head(key).await {
+            Err(StoreError::NotFound { .. }) => return Ok(false),
+            now => now?,
+        };
+        if now.etag != expected.etag {
+            return Ok(false);
+        }
+        let file = object_store::local::LocalFileSystem::new()
+            .path_to_filesystem(path)
+            .map_err(|e| self.write_error(key, io_exhausted(std::io::Error::other(e))))?;
+        lock.replace(&file, &bytes).map_err(failed)?;
+        self.access.meter.written(bytes.len() as u64);
+        Ok(true)
+    }
+
+    pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        let delete = async || Ok(self.backend.store.delete(&path).await?);
+        match self.access.request(RequestClass::Delete, 0, delete).await {
+            Ok(_) | Err(Exhausted { failure: Failure::Store(Error::NotFound { .. }), .. }) => Ok(()),
+            Err(exhausted) => Err(self.write_error(key, exhausted)),
+        }
+    }
+
+    async fn put_with(
+        &self,
+        key: &str,
+        path: &ObjectPath,
+        bytes: &Bytes,
+        mode: PutMode,
+    ) -> Result<Done<PutResult>, Exhausted> {
+        let length = bytes.len() as u64;
+        let _ = key;
+        let done = self
+            .access
+            .request(RequestClass::Put, length, async || {
+                let options = PutOptions::from(mode.clone());
+                Ok(self.backend.store.put_opts(path, PutPayload::from(bytes.clone()), options).await?)
+            })
+            .await?;
+        self.access.meter.written(length);
+        Ok(done)
+    }
+
+    fn upload_part_bytes(&self, length: u64) -> u64 {
+        self.access.options.part_bytes.max(UPLOAD_PART_BYTES_MIN).max(length.div_ceil(UPLOAD_PARTS_MAX))
+    }
+
+    /// Parts side by side, then all of them at once; nothing of a failed upload stays.
+    async fn put_in_parts(&self, key: &str, path: &ObjectPath, bytes: Bytes) -> Result<ObjectFacts, StoreError> {
+        for _ in 0..UPLOADS_MAX {
+            let done = match self.upload(path, &bytes).await {
+                Ok(done) => done,
+                Err(exhausted) => return Err(self.write_error(key, exhausted)),
+            };
+            if let Some(put) = done {
+                self.access.meter.written(bytes.len() as u64);
+                return self.put_facts(key, bytes.len() as u64, put).await;
+            }
+            // The store no longer knows the upload: a completion whose answer was lost, or one that somebody aborted.
+            if self.holds(key, &bytes).await? {
+                return self.head(key).await;
+            }
+        }
+        Err(StoreError::Changed { object: self.name(key), expected: None, found: None })
+    }
+
+    /// One upload in parts; `None` where the store does not know of it when it is completed.
+    async fn upload(&self, path: &ObjectPath, bytes: &Bytes) -> Result<Option<PutResult>, Exhausted> {
+        let Some(store) = self.backend.parts.as_ref().map(|parts| &parts.0) else { return Ok(None) };
+        let begin = async || Ok(store.create_multipart(path).await?);
+        let id = self.access.request(RequestClass::Multipart, 0, begin).await?.value;
+        let part_bytes = self.upload_part_bytes(bytes.len() as u64) as usize;
+        let parts: Vec<Bytes> = (0..bytes.len())
+            .step_by(part_bytes)
+            .map(|start| bytes.slice(start..(start + part_bytes).min(bytes.len())))
+            .collect();
+        let uploaded = stream::iter(parts.iter().enumerate().map(|(i, part)| {
+            let id = &id;
+            self.access.request(RequestClass::Put, part.len() as u64, async move || {
+                Ok(store.put_part(path, id, i, PutPayload::from(part.clone())).await?)
+            })
+        }))
+        .buffered(self.access.options.concurrency.max(1))
+        .map_ok(|done| done.value)
+        .try_collect::<Vec<_>>()
+        .await;
+        let failed = match uploaded {
+            Ok(parts) => {
+                let complete = async || Ok(store.complete_multipart(path, &id, parts.clone()).await?);
+                match self.access.request(RequestClass::Multipart, 0, complete).await {
+                    Ok(done) => return Ok(Some(done.value)),
+                    Err(Exhausted { failure: Failure::Store(Error::NotFound { .. }), .. }) => return Ok(None),
+                    Err(exhausted) => exhausted,
+                }
+            }
+            Err(exhausted) => exhausted,
+        };
+        // What made the upload fail is the error to report; what may stay of it then is the business of the bucket's own
+        // rule for unfinished uploads.
+        let abort = async || Ok(store.abort_multipart(path, &id).await?);
+        let _ = self.access.request(RequestClass::Multipart, 0, abort).await;
+        Err(failed)
+    }
+
+    /// Whether an object has exactly these bytes.
+    async fn holds(&self, key: &str, bytes: &Bytes) -> Result<bool, StoreError> {
+        let facts = match self.head(key).await {
+            Err(StoreError::NotFound { .. }) => return Ok(false),
+            facts => facts?,
+        };
+        if facts.bytes != bytes.len() as u64 {
+            return Ok(false);
+        }
+        // Boxed, because a large read asks for parts of itself.
+        Ok(self.get(key).boxed_local().await? == *bytes)
+    }
+
+    async fn put_facts(&self, key: &str, length: u64, put: PutResult) -> Result<ObjectFacts, StoreError> {
+        if put.e_tag.is_none() {
+            return self.head(key).await;
+        }
+        Ok(ObjectFacts {
+            key: key.to_owned(),
+            bytes: length,
+            etag: put.e_tag,
+            version: put.version,
+            modified_ms: self.access.clock.now_unix_ms(),
+        })
+    }
+
+    /// A read whose failure is an error of the object.
+    async fn request<T>(
+        &self,
+        class: RequestClass,
+        bytes: u64,
+        key: &str,
+        send: impl AsyncFn() -> Result<T, Failure>,
+    ) -> Result<Done<T>, StoreError> {
+        self.access.request(class, bytes, send).await.map_err(|exhausted| self.read_error(key, exhausted))
+    }
+
+    fn read_error(&self, key: &str, exhausted: Exhausted) -> StoreError {
+        let object = self.name(key);
+        let bucket_is_there = exhausted.answer.code.as_deref() != Some("NoSuchBucket");
+        match &exhausted.failure {
+            Failure::Store(Error::NotFound { .. }) if bucket_is_there => StoreError::NotFound { what: object },
+            _ => {
+                StoreError::Read { object, source: diagnose(&self.backend, &self.access.clock, &exhausted).into() }
+            }
+        }
+    }
+
+    fn write_error(&self, key: &str, exhausted: Exhausted) -> StoreError {
+        let source = diagnose(&self.backend, &self.access.clock, &exhausted).into();
+        StoreError::Write { object: self.name(key), source }
+    }
+
+    fn path(&self, key: &str) -> Result<ObjectPath, StoreError> {
+        let prefix = &self.backend.prefix;
+        let separator = if prefix.is_empty() || key.is_empty() { "" } else { "/" };
+        ObjectPath::parse(format!("{prefix}{separator}{key}")).map_err(|e| StoreError::Key {
+            key: key.to_owned(),
+            url: self.backend.url.clone(),
+            reason: e.to_string(),
+        })
+    }
+
+    fn facts_of(&self, meta: &ObjectMeta) -> ObjectFacts {
+        let full = meta.location.as_ref();
+        let key = full.strip_prefix(&self.backend.prefix).unwrap_or(full);
+        ObjectFacts {
+            key: key.strip_prefix('/').unwrap_or(key).to_owned(),
+            bytes: meta.size,
+            etag: meta.e_tag.clone(),
+            version: meta.version.clone(),
+            modified_ms: u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0),
+        }
+    }
+}
+
+/// A body that has the length that was announced.
+fn complete(bytes: Bytes, expected: u64) -> Result<Bytes, Failure> {
+    let found = bytes.len() as u64;
+    if found == expected { Ok(bytes) } else { Err(Failure::Truncated { expected, found }) }
+}
+
+fn io_failure(error: std::io::Error) -> Failure {
+    Failure::Store(Error::Generic { store: "local folder", source: error.into() })
+}
+
+fn io_exhausted(error: std::io::Error) -> Exhausted {
+    Exhausted { failure: io_failure(error), answer: Default::default(), attempts: 1, elapsed_ms: 0 }
+}
