@@ -58,7 +58,10 @@ impl FaultyStore {
             }
             Some(fault @ (Fault::AnswerLost | Fault::Reset)) => {
                 // Done or refused by the store below: either way the client does not hear of it.
-                request.await.map(drop).or_else(|e| if matches!(e, Error::Generic { .. }) { Err(e) } else { Ok(()) })?;
+                request
+                    .await
+                    .map(drop)
+                    .or_else(|e| if matches!(e, Error::Generic { .. }) { Err(e) } else { Ok(()) })?;
                 Err(failed(fault, object))
             }
             Some(fault @ Fault::Stalled) => {

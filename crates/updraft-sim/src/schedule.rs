@@ -165,7 +165,8 @@ mod tests {
     fn the_same_seed_gives_each_object_the_same_faults_in_any_order() {
         let (a, b) = (Schedule::new(7, FaultRates::all(0.5)), Schedule::new(7, FaultRates::all(0.5)));
         let keys = ["x", "y", "z"];
-        let forward: Vec<_> = keys.iter().flat_map(|k| (0..50).map(|_| a.next(Operation::Get, k)).collect::<Vec<_>>()).collect();
+        let forward: Vec<_> =
+            keys.iter().flat_map(|k| (0..50).map(|_| a.next(Operation::Get, k)).collect::<Vec<_>>()).collect();
         let mut lanes = vec![Vec::new(); 3];
         for _ in 0..50 {
             for (i, key) in keys.iter().enumerate().rev() {

@@ -1,7 +1,6 @@
 //! The arguments: what all verbs share, and the list of verbs. The doc comments of the argument structs are the manual.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -29,9 +28,9 @@ pub struct Cli {
 /// What all verbs share.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The folder of the artifact store; made where it does not exist.
-    #[arg(long, global = true, value_name = "DIR", default_value = ".updraft", help_heading = "Everywhere")]
-    pub store: PathBuf,
+    /// The artifact store: a folder, made where it does not exist, or a URL as s3://bucket.
+    #[arg(long, global = true, value_name = "DIR|URL", default_value = ".updraft", help_heading = "Everywhere")]
+    pub store: String,
 
     /// Print the answer as one JSON object on standard output, errors too.
     #[arg(long, global = true, help_heading = "Everywhere")]

@@ -1,17 +1,20 @@
 //! What a verb gets besides its arguments, and what it gives back.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
-use updraft_store::{Store, StoreError};
+use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::progress::Progress;
 
 /// The world as a verb sees it.
 pub struct Context<'a> {
-    /// The folder of the artifact store.
-    pub store_dir: PathBuf,
+    /// The folder or URL of the artifact store.
+    pub store_url: String,
+    /// What the environment says about stores: credentials, regions, endpoints, by the names of the variables.
+    pub store_settings: BTreeMap<String, String>,
     /// Threads to compute with, at least 1.
     pub threads: usize,
     /// The seed given on the command line.
@@ -25,7 +28,26 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The artifact store, made where it does not exist.
     pub fn store(&self) -> Result<Store, StoreError> {
-        Store::open(&self.store_dir)
+        match self.store_is_remote() {
+            true => Ok(Store::on(self.objects(&self.store_url)?)),
+            false => Store::open(Path::new(&self.store_url)),
+        }
+    }
+
+    /// The objects under a URL or in a folder, by the settings of the environment.
+    pub fn objects(&self, url: &str) -> Result<Objects, StoreError> {
+        // Programs that start together must not repeat their requests together.
+        let jitter_seed = self.clock.now_unix_ms() ^ u64::from(std::process::id()) << 32;
+        Objects::open(url, &self.store_settings, &AccessOptions { jitter_seed, ..AccessOptions::default() })
+    }
+
+    /// Where files for people go, such as reports: beside a local store, else where a local store would be.
+    pub fn files_dir(&self) -> PathBuf {
+        PathBuf::from(if self.store_is_remote() { ".updraft" } else { &self.store_url })
+    }
+
+    fn store_is_remote(&self) -> bool {
+        self.store_url.contains("://")
     }
 }
 

@@ -153,13 +153,16 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let kind = match &error {
             StoreError::NotFound { .. } => Kind::Input,
-            StoreError::Name { .. } => Kind::Usage,
+            StoreError::Name { .. } | StoreError::Url { .. } | StoreError::Setting { .. } => Kind::Usage,
             _ => Kind::Storage,
         };
         let failure = Failure::of(kind, &error);
         match &error {
             StoreError::Corrupt { .. } | StoreError::Malformed { .. } => failure
                 .hint("the store was changed or damaged from outside; run with another `--store` to make it anew"),
+            StoreError::Read { source, .. } | StoreError::Write { source, .. } if source.hint.is_some() => {
+                source.hint.iter().fold(failure, |failure, hint| failure.hint(hint))
+            }
             StoreError::Write { .. } => {
                 failure.hint("nothing is half-written: once there is room, run the same command")
             }

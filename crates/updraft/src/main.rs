@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     };
     let threads = cli.global.threads.or_else(|| std::thread::available_parallelism().ok());
     let context = Context {
-        store_dir: cli.global.store.clone(),
+        store_url: cli.global.store.clone(),
+        store_settings: store_settings(),
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
         clock: &clock,
@@ -58,4 +59,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The variables that stores are configured by: those of the providers' own tools.
+#[allow(clippy::disallowed_methods, reason = "the program's rim")]
+fn store_settings() -> std::collections::BTreeMap<String, String> {
+    const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+    std::env::vars_os()
+        // A variable that is not UTF-8 is none of these.
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name == "HOME" || PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .collect()
 }

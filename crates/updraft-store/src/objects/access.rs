@@ -22,7 +22,8 @@ use super::wire::{Answer, watched};
 const HEDGE_US_MIN: u64 = 10_000;
 
 /// The services that hand out credentials inside the clouds. Outside, asking them again does not help.
-pub(super) const METADATA_HOSTS: [&str; 4] = ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "metadata"];
+pub(super) const METADATA_HOSTS: [&str; 4] =
+    ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "metadata"];
 
 /// Sends requests, again where that may help, and counts them.
 #[derive(Debug)]
@@ -55,16 +56,9 @@ pub(super) enum Failure {
 pub(super) struct Exhausted {
     pub(super) failure: Failure,
     pub(super) answer: Answer,
+    /// Where it is more than one, an attempt before the last may have been done although its answer said otherwise.
     pub(super) attempts: u32,
     pub(super) elapsed_ms: u64,
-}
-
-/// What an attempt gave, and which attempt it was.
-#[derive(Debug)]
-pub(super) struct Done<T> {
-    pub(super) value: T,
-    /// 1 for the first. Where it is more, an earlier attempt may have been done although its answer said otherwise.
-    pub(super) attempts: u32,
 }
 
 impl Access {
@@ -87,7 +81,7 @@ impl Access {
         class: RequestClass,
         bytes: u64,
         send: impl AsyncFn() -> Result<T, Failure>,
-    ) -> Result<Done<T>, Exhausted> {
+    ) -> Result<T, Exhausted> {
         let start_ns = self.clock.monotonic_ns();
         let mut attempts = 1;
         loop {
@@ -96,7 +90,7 @@ impl Access {
                 false => self.hedged(class, bytes, &send).await,
             };
             let failure = match result {
-                Ok(value) => return Ok(Done { value, attempts }),
+                Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
             let again = !self.direct && may_help(&failure, &answer, attempts) && attempts <= self.options.retries;

@@ -202,7 +202,9 @@ fn gcs(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<B
     let chosen = chosen::<GoogleConfigKey>(url, "GOOGLE_", GCS_SETTINGS, settings)?;
     let plain = is_plain_http(&chosen, &[GoogleConfigKey::BaseUrl])
         || chosen.iter().any(|(key, value)| {
-            *key == GoogleConfigKey::ServiceAccountKey && value.contains("\"gcs_base_url\":") && value.contains("http://")
+            *key == GoogleConfigKey::ServiceAccountKey
+                && value.contains("\"gcs_base_url\":")
+                && value.contains("http://")
         });
     let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client(plain));
     for (key, value) in chosen {

@@ -39,7 +39,8 @@ pub(super) fn read(settings: &BTreeMap<String, String>) -> Profile {
         credentials.extend([id, secret]);
         credentials.extend(take(AmazonS3ConfigKey::Token, "aws_session_token"));
     }
-    let indirect = ["sso_session", "sso_start_url", "role_arn", "credential_process"].iter().find(|k| values.contains_key(**k));
+    let indirect =
+        ["sso_session", "sso_start_url", "role_arn", "credential_process"].iter().find(|k| values.contains_key(**k));
     let described = match (indirect, credentials.is_empty(), &credentials_file) {
         (Some(key), true, _) => format!(
             "profile `{name}`, which uses {key}; run `aws configure export-credentials --profile {name} --format env` and set \
@@ -79,8 +80,11 @@ mod tests {
             "[default]\naws_access_key_id = A\naws_secret_access_key = B\n[work]\n# a note\naws_access_key_id=C\naws_secret_access_key=D=\n",
         )
         .unwrap();
-        std::fs::write(home.path().join(".aws/config"), "[profile work]\nregion = eu-north-1\n[profile sso]\nsso_session = x\n")
-            .unwrap();
+        std::fs::write(
+            home.path().join(".aws/config"),
+            "[profile work]\nregion = eu-north-1\n[profile sso]\nsso_session = x\n",
+        )
+        .unwrap();
         let with = |profile: Option<&str>| {
             let mut settings = BTreeMap::from([("HOME".to_owned(), home.path().display().to_string())]);
             settings.extend(profile.map(|p| ("AWS_PROFILE".to_owned(), p.to_owned())));

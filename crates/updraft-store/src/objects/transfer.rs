@@ -7,12 +7,12 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult,
-    UpdateVersion,
+    Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    PutResult, UpdateVersion,
 };
 use updraft_base::Clock;
 
-use super::access::{Access, Done, Exhausted, Failure};
+use super::access::{Access, Exhausted, Failure};
 use super::diagnosis::diagnose;
 use super::local;
 use super::meter::RequestClass;
@@ -70,7 +70,7 @@ impl Transfer {
                         let options = PaginatedListOptions { page_token: page_token.clone(), ..Default::default() };
                         Ok(pages.0.list_paginated(folder.as_deref(), options).await?)
                     });
-                    let page = page.await?.value;
+                    let page = page.await?;
                     metas.extend(page.result.objects);
                     page_token = page.page_token;
                     if page_token.is_none() {
@@ -82,7 +82,7 @@ impl Transfer {
                 let listed = self.request(RequestClass::List, 0, prefix, async || {
                     Ok(self.backend.store.list(Some(&path)).try_collect::<Vec<_>>().await?)
                 });
-                listed.await?.value
+                listed.await?
             }
         }
         .iter()
@@ -95,7 +95,7 @@ impl Transfer {
     pub(super) async fn head(&self, key: &str) -> Result<ObjectFacts, StoreError> {
         let path = self.path(key)?;
         let head = self.request(RequestClass::Head, 0, key, async || Ok(self.backend.store.head(&path).await?));
-        Ok(self.facts_of(&head.await?.value))
+        Ok(self.facts_of(&head.await?))
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
@@ -114,7 +114,7 @@ impl Transfer {
             }
             Ok(Whole::Bytes(complete(result.bytes().await?, bytes)?))
         });
-        match whole.await?.value {
+        match whole.await? {
             Whole::Bytes(bytes) => {
                 self.access.meter.read(bytes.len() as u64);
                 Ok(bytes)
@@ -208,7 +208,7 @@ impl Transfer {
         };
         let beyond = |bytes| StoreError::Range { object: self.name(key), range: range.clone(), bytes };
         let exhausted = match self.access.request(RequestClass::Get, length, attempt).await {
-            Ok(Done { value, .. }) => return value.map_err(beyond),
+            Ok(given) => return given.map_err(beyond),
             Err(exhausted) => exhausted,
         };
         let changed = matches!(exhausted.failure, Failure::Version { .. } | Failure::Store(Error::Precondition { .. }));
@@ -244,7 +244,7 @@ impl Transfer {
             let bytes = if same && inside { local::read_ranges(file, ranges).map_err(io_failure)? } else { Vec::new() };
             Ok((meta, same, bytes))
         });
-        let (meta, same, bytes) = opened.await?.value;
+        let (meta, same, bytes) = opened.await?;
         if !same {
             let expected = expected.and_then(|facts| facts.etag.clone());
             return Err(StoreError::Changed { object: self.name(key), expected, found: meta.e_tag });
@@ -261,14 +261,14 @@ impl Transfer {
         if self.backend.parts.is_some() && bytes.len() as u64 > 2 * self.upload_part_bytes(0) {
             return self.put_in_parts(key, &path, bytes).await;
         }
-        let done = self.put_with(key, &path, &bytes, PutMode::Overwrite).await;
-        let put = done.map_err(|e| self.write_error(key, e))?.value;
+        let done = self.put_with(&path, &bytes, PutMode::Overwrite).await;
+        let put = done.map_err(|e| self.write_error(key, e))?;
         self.put_facts(key, bytes.len() as u64, put).await
     }
 
     pub(super) async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let path = self.path(key)?;
-        match self.put_with(key, &path, &bytes, PutMode::Create).await {
+        match self.put_with(&path, &bytes, PutMode::Create).await {
             Ok(_) => Ok(Created::New),
             Err(Exhausted { failure: Failure::Store(Error::AlreadyExists { .. }), attempts, .. }) => {
                 // An attempt that seemed to fail may have been the one that made it.
@@ -296,7 +296,7 @@ impl Transfer {
             }
             version.version = now.version;
         }
-        match self.put_with(key, &path, &bytes, PutMode::Update(version)).await {
+        match self.put_with(&path, &bytes, PutMode::Update(version)).await {
             Ok(_) => Ok(true),
             Err(Exhausted {
                 failure: Failure::Store(Error::Precondition { .. } | Error::NotFound { .. }),
@@ -344,15 +344,8 @@ impl Transfer {
         }
     }
 
-    async fn put_with(
-        &self,
-        key: &str,
-        path: &ObjectPath,
-        bytes: &Bytes,
-        mode: PutMode,
-    ) -> Result<Done<PutResult>, Exhausted> {
+    async fn put_with(&self, path: &ObjectPath, bytes: &Bytes, mode: PutMode) -> Result<PutResult, Exhausted> {
         let length = bytes.len() as u64;
-        let _ = key;
         let done = self
             .access
             .request(RequestClass::Put, length, async || {
@@ -391,7 +384,7 @@ impl Transfer {
     async fn upload(&self, path: &ObjectPath, bytes: &Bytes) -> Result<Option<PutResult>, Exhausted> {
         let Some(store) = self.backend.parts.as_ref().map(|parts| &parts.0) else { return Ok(None) };
         let begin = async || Ok(store.create_multipart(path).await?);
-        let id = self.access.request(RequestClass::Multipart, 0, begin).await?.value;
+        let id = self.access.request(RequestClass::Multipart, 0, begin).await?;
         let part_bytes = self.upload_part_bytes(bytes.len() as u64) as usize;
         let parts: Vec<Bytes> = (0..bytes.len())
             .step_by(part_bytes)
@@ -404,14 +397,13 @@ impl Transfer {
             })
         }))
         .buffered(self.access.options.concurrency.max(1))
-        .map_ok(|done| done.value)
         .try_collect::<Vec<_>>()
         .await;
         let failed = match uploaded {
             Ok(parts) => {
                 let complete = async || Ok(store.complete_multipart(path, &id, parts.clone()).await?);
                 match self.access.request(RequestClass::Multipart, 0, complete).await {
-                    Ok(done) => return Ok(Some(done.value)),
+                    Ok(put) => return Ok(Some(put)),
                     Err(Exhausted { failure: Failure::Store(Error::NotFound { .. }), .. }) => return Ok(None),
                     Err(exhausted) => exhausted,
                 }
@@ -458,7 +450,7 @@ impl Transfer {
         bytes: u64,
         key: &str,
         send: impl AsyncFn() -> Result<T, Failure>,
-    ) -> Result<Done<T>, StoreError> {
+    ) -> Result<T, StoreError> {
         self.access.request(class, bytes, send).await.map_err(|exhausted| self.read_error(key, exhausted))
     }
 
@@ -467,9 +459,7 @@ impl Transfer {
         let bucket_is_there = exhausted.answer.code.as_deref() != Some("NoSuchBucket");
         match &exhausted.failure {
             Failure::Store(Error::NotFound { .. }) if bucket_is_there => StoreError::NotFound { what: object },
-            _ => {
-                StoreError::Read { object, source: diagnose(&self.backend, &self.access.clock, &exhausted).into() }
-            }
+            _ => StoreError::Read { object, source: diagnose(&self.backend, &self.access.clock, &exhausted).into() },
         }
     }
 

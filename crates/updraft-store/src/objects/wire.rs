@@ -76,7 +76,8 @@ impl HttpService for Watching {
         let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
         answer.status = Some(parts.status.as_u16());
         answer.server_unix_ms = header("date").and_then(http_date_unix_ms);
-        answer.retry_after_ms = header("retry-after").and_then(|s| s.parse::<u64>().ok()).map(|s| s.saturating_mul(1000));
+        answer.retry_after_ms =
+            header("retry-after").and_then(|s| s.parse::<u64>().ok()).map(|s| s.saturating_mul(1000));
         answer.region = header("x-amz-bucket-region").map(str::to_owned);
         answer.code = header("x-ms-error-code").map(str::to_owned);
         let body = body.bytes().await?;
@@ -107,8 +108,7 @@ fn element(xml: &str, name: &str) -> Option<String> {
 
 /// The moment of an HTTP date, `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7).
 fn http_date_unix_ms(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let words: Vec<&str> = text.split(' ').collect();
     let [_, day, month, year, time, "GMT"] = words[..] else { return None };
     let day: u64 = day.parse().ok()?;

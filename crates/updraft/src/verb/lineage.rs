@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         by_prefix(&args.artifact, &store.list()?)?
     };
     let lineage = store.lineage(&digest).map_err(|e| {
-        Failure::from(e).hint(format!("the store is {}; another is chosen by `--store`", context.store_dir.display()))
+        Failure::from(e).hint(format!("the store is {}; another is chosen by `--store`", context.store_url))
     })?;
     let mut text = String::new();
     // Writing to a string cannot fail.

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let stages = Stages::open(context, &args.recipe)?;
     let results = stages.run()?;
     let (report, page) = write_report(&stages, &results)?;
-    let folder = context.store_dir.join("runs").join(&stages.loaded.name);
+    let folder = context.files_dir().join("runs").join(&stages.loaded.name);
     let model = stages.store.get(&results.export.digest)?;
     let mut files = vec![
         ("model", folder.join("model.onnx"), model.to_vec()),
