@@ -290,7 +290,7 @@ impl From<CompressError> for Trouble {
             | CompressError::Engine(_)
             | CompressError::Train(_)
             | CompressError::NotFinite { .. }
-            | CompressError::NoEffect { .. }
+            | CompressError::LeftOut { .. }
             | CompressError::Shape { .. } => Trouble::Refused(error.to_string()),
             error => Trouble::Fatal(Box::new(error)),
         }

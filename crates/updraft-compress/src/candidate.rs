@@ -195,11 +195,11 @@ impl Rounding {
 impl StaticForm {
     fn name(&self) -> String {
         let mut parts = vec![self.calibrator.name().to_owned()];
+        parts.extend(self.rounding.name().map(str::to_owned));
         let recipes = [
             (self.equalized, "equalized"),
             (self.smoothed, "smoothed"),
             (self.mse_weights, "mse weights"),
-            (self.rounding != Rounding::Nearest, self.rounding.name().unwrap_or_default()),
             (self.bias_corrected, "bias corrected"),
             (self.reduced_range, "7-bit weights"),
             (self.symmetric, "symmetric"),

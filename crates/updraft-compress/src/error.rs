@@ -68,12 +68,12 @@ pub enum CompressError {
         /// What is wrong.
         problem: String,
     },
-    /// What was asked for would change nothing.
-    #[error("{what} changes nothing: {reason}")]
-    NoEffect {
-        /// What was asked for.
+    /// What a search would try is not worth it for this model.
+    #[error("{what} is left out: {reason}")]
+    LeftOut {
+        /// What would be tried.
         what: &'static str,
-        /// Why it does nothing here.
+        /// Why it is not.
         reason: String,
     },
     /// Something that was asked for does not fit the model or the data.

@@ -12,7 +12,7 @@ use updraft_graph::{DType, Graph};
 use updraft_passes::distill::Distillation;
 use updraft_passes::loss::Loss;
 use updraft_passes::prune::sparse;
-use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions};
+use updraft_passes::quantize::rounding::{AdaRoundOptions, GptqOptions, Layer, layers};
 use updraft_passes::quantize::{Half, Range, Scheme, WeightOnly, WeightScale, observed};
 use updraft_passes::training::TrainingOptions;
 use updraft_store::Store;
@@ -59,6 +59,10 @@ pub(crate) struct Material<'a> {
 /// What training with the rounding in the loop takes of the rate of recovery from pruning: weights are where they should
 /// be, but for the rounding.
 const AWARE_RATE_SHARE: f64 = 0.3;
+
+/// Operations that learned rounding may take: about two minutes of a core. A bound on the clock would make what is tried
+/// hang on the machine.
+const LEARNING_OPERATIONS_MAX: f64 = 5e12;
 
 /// The graph of a candidate, made of the model that it is a form of, or that it prunes; and what became of its nodes.
 pub(crate) fn make(
@@ -140,6 +144,9 @@ fn integers(
     let missing =
         || CompressError::Setting { setting: "calibrator", problem: format!("{:?} gave no ranges", form.calibrator) };
     let ground = material.grounds.get(&key).ok_or_else(missing)?;
+    if form.rounding == Rounding::Learned {
+        check_learning(&ground.prepared.graph)?;
+    }
     let ranges = ground.ranges.get(&form.calibrator).ok_or_else(missing)?.clone();
     let batches = || material.batches();
     let made = ground.prepared.quantized(material.engine, &settings, Some(&batches), ranges)?;
@@ -162,6 +169,21 @@ fn integers(
     let teacher = material.teacher();
     let trained = train_quantized(&tuning, &made.graph, float, levels, teacher.as_ref(), &mut material.watch())?;
     Ok((trained.graph, decisions))
+}
+
+/// Refuses to learn the rounding of networks that would take a search's time for it.
+fn check_learning(graph: &Graph) -> Result<(), CompressError> {
+    let steps = AdaRoundOptions::default().steps as f64;
+    let weights = |layer: &Layer| graph.find(&layer.weights).and_then(|v| graph.value(v).constant());
+    let (found, _) = layers(graph)?;
+    // A step multiplies the weights with the second moments of their inputs.
+    let work = |layer: &Layer| weights(layer).map_or(0.0, |w| 2.0 * steps * w.len() as f64 * layer.columns() as f64);
+    let operations: f64 = found.iter().map(work).sum();
+    if operations <= LEARNING_OPERATIONS_MAX {
+        return Ok(());
+    }
+    let reason = format!("it would take {operations:.1e} operations, more than {LEARNING_OPERATIONS_MAX:.0e}");
+    Err(CompressError::LeftOut { what: "learned rounding", reason })
 }
 
 /// Numbers in another form, values as they are or as they come.
@@ -202,7 +224,7 @@ impl Ground {
                 Some(refusal) => format!("{}: {}", refusal.node, refusal.reason),
                 None => "no matrix product follows what could take factors up".to_owned(),
             };
-            return Err(CompressError::NoEffect { what: "smoothing", reason });
+            return Err(CompressError::LeftOut { what: "smoothing", reason });
         }
         // Which values are between integers depends on the units, so all that any choice of units could need.
         let values = observed(&prepared.graph, &scheme(&form))?;

@@ -5,34 +5,23 @@
 //! than their error on any sample of this size; and with the rise of the loss where channels have very different ranges
 //! and all weights of a layer one scale, as in the networks that 8 bits are known to ruin.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use serde_json::json;
-use updraft_base::{Digest, FakeClock, Key};
+use updraft_base::Key;
 use updraft_compress::CompressError;
-use updraft_compress::arithmetic::Arithmetic;
-use updraft_compress::bench::{Bench, BenchSettings, Tools};
 use updraft_compress::calibrate::Method;
 use updraft_compress::candidate::{Calibrator, StaticForm as Candidate};
-use updraft_compress::distill::{Tuning, fine_tune};
-use updraft_compress::latency::LatencySettings;
 use updraft_compress::layers::ObserveOptions;
 use updraft_compress::measure::{Answers, Compiled, Metric, Output, Scores, Task};
 use updraft_compress::quantize::{Form, Settings, StaticForm, quantize};
 use updraft_compress::rounding;
 use updraft_compress::search::Workbench;
-use updraft_compress::splits::{Datasets, SplitOptions, Splits};
-use updraft_data::{Batch, Dataset, DatasetConfig, Loader, LoaderOptions, Shuffle, Tail, write_npz};
+use updraft_compress::splits::Split;
+use updraft_data::Batch;
 use updraft_engine::CpuEngine;
 use updraft_graph::zoo::{self, Options, Setting};
-use updraft_graph::{Graph, Model, Tensor};
-use updraft_passes::loss::{CrossEntropy, Loss};
-use updraft_passes::optimizer::{AdamSettings, Optimizer};
+use updraft_graph::{Graph, Tensor};
 use updraft_passes::quantize::{Scheme, prepare, units};
-use updraft_passes::training::TrainingOptions;
-use updraft_store::{Origin, Store};
-use updraft_train::Silent;
+
+use crate::workplace::{Arrays, Workplace};
 
 const AXES: usize = 8;
 const CLASSES: usize = 6;
@@ -45,7 +34,7 @@ const SPREADS: [f32; 8] = [0.3, 1.6, 0.8, 2.0, 0.1, 1.2, 0.5, 2.4];
 const RANKED_BY: u64 = 64;
 
 /// Clouds that overlap, so that the best network is often unsure.
-fn clouds(folder: &Path, name: &str, samples: usize) -> Arc<Dataset> {
+fn clouds(name: &str, samples: usize) -> Arrays {
     let key = Key::new(8).child(name);
     let centres = Key::new(8).child("centres");
     let labels: Vec<i64> = (0..samples as u64).map(|i| key.below(i, CLASSES as u64) as i64).collect();
@@ -57,14 +46,10 @@ fn clouds(folder: &Path, name: &str, samples: usize) -> Arc<Dataset> {
             centre + 1.2 * noise.normal_f32(i)
         })
         .collect();
-    let arrays = [
+    vec![
         ("features".to_owned(), Tensor::new(&[samples, AXES], &points).unwrap()),
         ("label".to_owned(), Tensor::vector(&labels)),
-    ];
-    let path = folder.join(format!("{name}.npz"));
-    write_npz(&path, &arrays).unwrap();
-    let config: DatasetConfig = serde_json::from_value(json!({ "path": path })).unwrap();
-    Arc::new(Dataset::open(&config, Path::new("")).unwrap())
+    ]
 }
 
 fn untrained() -> Graph {
@@ -148,91 +133,35 @@ fn spearman(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn units_rank_by_64_samples_as_by_the_damage_on_thousands() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&folder.path().join("store")).unwrap();
-    let (engine, clock) = (CpuEngine::new(1).unwrap(), FakeClock::default());
-    let data = |name, samples| clouds(folder.path(), name, samples);
-    let datasets = Datasets {
-        train: data("train", 4096),
-        validation: Some(data("validation", 512)),
-        test: Some(data("test", 8192)),
-    };
-    let options = LoaderOptions { batch_size: 64, seed: 1, shuffle: Shuffle::Global, ..LoaderOptions::default() };
-    let loader = Loader::new(datasets.train.clone(), LoaderOptions { tail: Tail::Wrap, ..options }).unwrap();
-    let cross_entropy = Loss::CrossEntropy(CrossEntropy::default());
-    let mut training = TrainingOptions::new(cross_entropy, Optimizer::AdamW(AdamSettings::default()));
-    training.target = "label".to_owned();
-    let tuning = Tuning {
-        engine: &engine,
-        options: &training,
-        loader: &loader,
-        validation: None,
-        steps: 400,
-        learning_rate: 0.003,
-        seed: 3,
-        store: &store,
-        clock: &clock,
-    };
-    let graph = fine_tune(&tuning, &untrained(), &mut Silent).unwrap().graph;
-    let model = Model { graph, ..Model::default() };
-    let task = Task { loss: cross_entropy, output: None, target: "label".to_owned() };
-    let split_options =
-        SplitOptions { seed: 5, batch_size: 64, threads: 0, calibration_samples: 256, share_limit: None, alpha: 0.05 };
-    let splits = Splits::new(&datasets, &split_options).unwrap();
-    let origin = Origin { kind: "network".to_owned(), ..Origin::default() };
-    let original_digest = store.put(&origin, "network", Default::default()).unwrap().digest;
-    assert_eq!(original_digest, Digest::of(b"network"));
-    let all = |split: &updraft_compress::splits::Split| -> Vec<Batch> {
-        split.batches(0).unwrap().map(Result::unwrap).collect()
-    };
+    let workplace = Workplace::new(clouds("train", 4096), clouds("validation", 512), clouds("test", 8192));
+    let (splits, task) = (&workplace.splits, &workplace.task);
+    let model = workplace.trained(&untrained(), 400, 0.003);
+    let all = |split: &Split| -> Vec<Batch> { split.batches(0).unwrap().map(Result::unwrap).collect() };
     let (calibration, ranked_by, many) =
         (all(&splits.calibration), all(&splits.search.first(RANKED_BY)), all(&splits.holdout));
-    let of_ranked = answers(&model.graph, &task, &ranked_by);
-    let of_many = answers(&model.graph, &task, &many);
-    let loss_before = loss(&of_many, &task, &many);
+    let of_ranked = answers(&model.graph, task, &ranked_by);
+    let of_many = answers(&model.graph, task, &many);
+    let loss_before = loss(&of_many, task, &many);
     // Well trained, and far from sure: chance is ln 6 = 1.79.
     assert!(loss_before > 0.2 && loss_before < 1.2, "{loss_before}");
 
-    let tools = Tools {
-        engine: &engine,
-        store: &store,
-        clock: &clock,
-        original: &model,
-        original_digest,
-        task: &task,
-        training: &training,
-        train_loader: &loader,
-        splits: &splits,
-        note: &mut |_| (),
-    };
-    let settings = BenchSettings {
-        metric: Metric::Accuracy,
-        alpha: 0.05,
-        seed: 1,
-        latency: LatencySettings::default(),
-        cost_batch: 1,
-        divergence_samples: 128,
-        recovery_rate: 0.01,
-        machine: "none".to_owned(),
-        arithmetic: Arithmetic::Exact,
-        deadline_ns: u64::MAX,
-    };
-    let mut bench = Bench::new(tools, settings);
+    let mut note = |_: &str| ();
+    let mut bench = workplace.bench(&model, 1, Metric::Accuracy, &mut note);
     let ranked = bench.sensitivity(&Candidate::plain(Calibrator::MinMax, false)).unwrap();
     assert_eq!(ranked.len(), 9);
 
     let spread = spread(&model.graph);
-    let unmoved = answers(&spread, &task, &many);
+    let unmoved = answers(&spread, task, &many);
     assert!(divergence(&of_many, &unmoved, &many) < 1e-6);
 
     let by_64: Vec<f64> = ranked.iter().map(|unit| unit.divergence).collect();
     let (mut by_many, mut spread_by_64, mut rises) = (Vec::new(), Vec::new(), Vec::new());
     for unit in &ranked {
         let made = with_one(&model.graph, &unit.unit, true, &calibration);
-        by_many.push(divergence(&of_many, &answers(&made, &task, &many), &many));
+        by_many.push(divergence(&of_many, &answers(&made, task, &many), &many));
         let made = with_one(&spread, &unit.unit, false, &calibration);
-        spread_by_64.push(divergence(&of_ranked, &answers(&made, &task, &ranked_by), &ranked_by));
-        rises.push(loss(&answers(&made, &task, &many), &task, &many) - loss_before);
+        spread_by_64.push(divergence(&of_ranked, &answers(&made, task, &ranked_by), &ranked_by));
+        rises.push(loss(&answers(&made, task, &many), task, &many) - loss_before);
     }
     let found = [spearman(&by_64, &by_many), spearman(&spread_by_64, &rises)];
     println!("rank correlations: {found:?}\nof {by_64:?}\nand {by_many:?},\nof {spread_by_64:?}\nand {rises:?}");
