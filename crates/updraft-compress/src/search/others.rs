@@ -10,8 +10,8 @@ pub(super) const DYNAMIC: &str = "activations quantized as they come";
 /// How many times the recovery is repeated where the limit is missed.
 const LONGER: u64 = 3;
 
-/// A drop of more than so many limits is not recovered by training longer.
-const RECOVERABLE_DROPS: f64 = 4.0;
+/// A drop of more than so many limits is hardly recovered by training longer, which costs more than all else.
+const RECOVERABLE_DROPS: f64 = 2.0;
 
 impl Search<'_> {
     /// Prunes at growing ratios until the limit is passed, each in float and in the forms that were accepted.

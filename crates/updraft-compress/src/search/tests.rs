@@ -222,7 +222,7 @@ fn what_misses_the_limit_is_mended_by_the_first_way_that_suffices() {
 #[test]
 fn pruning_that_misses_the_limit_recovers_longer_and_only_where_that_may_help() {
     let left = |longer| Left { learned: 1.0, wide: 1.0, aware: 1.0, longer };
-    let mut fake = Fake { pruning_harm: 0.05, left: left(0.1), ..Fake::new(&[1e-5; 10]) };
+    let mut fake = Fake { pruning_harm: 0.03, left: left(0.1), ..Fake::new(&[1e-5; 10]) };
     let outcome = search(&mut fake, &settings(Objective::Latency, 0.01)).unwrap();
     let pruning = chosen(&outcome).candidate.pruning.as_ref().unwrap();
     assert_eq!((pruning.ratio, pruning.recovery_steps), (0.5, 30));
