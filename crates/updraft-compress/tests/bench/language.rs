@@ -39,7 +39,7 @@ fn texts(name: &str, count: usize) -> Arrays {
     ]
 }
 
-fn of_form<'a>(outcome: &'a Outcome, is_it: impl Fn(&Form) -> bool) -> Vec<&'a Trial> {
+fn of_form(outcome: &Outcome, is_it: impl Fn(&Form) -> bool) -> Vec<&Trial> {
     let unpruned = outcome.trials.iter().filter(|t| t.candidate.pruning.is_none());
     unpruned.filter(|t| is_it(&t.candidate.form)).collect()
 }
