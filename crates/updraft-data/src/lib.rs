@@ -36,6 +36,7 @@ pub mod personal;
 pub mod statistics;
 
 mod augment;
+mod cache;
 mod dataset;
 mod error;
 mod filter;
@@ -57,6 +58,7 @@ mod transform;
 pub mod validate;
 pub mod write;
 
+pub use cache::{Cache, CacheOptions, CacheReading};
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
 pub use error::DataError;

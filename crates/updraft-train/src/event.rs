@@ -4,6 +4,7 @@ use updraft_base::Digest;
 use updraft_passes::Refusal;
 
 use crate::metrics::Metrics;
+use crate::waits::Waits;
 
 /// Watches a run. The library prints nothing; this is how it is heard.
 pub trait Observer {
@@ -71,6 +72,11 @@ pub enum Event<'a> {
         step: u64,
         /// Evaluations without a better one.
         evaluations: u64,
+    },
+    /// The loop ends; what it waited for.
+    Waited {
+        /// Since the run was started or resumed.
+        waits: &'a Waits,
     },
 }
 

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod evaluate;
 pub mod history;
 pub mod metrics;
+pub mod waits;
 
 mod error;
 mod event;

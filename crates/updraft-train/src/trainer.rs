@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use updraft_base::Clock;
-use updraft_data::{Batch, Loader};
+use updraft_data::{Batch, Batches, Loader};
 use updraft_engine::{CompileOptions, Engine, Session};
 use updraft_graph::{DType, Graph, Tensor};
 use updraft_passes::loss::{Loss, Targets};
@@ -22,6 +22,7 @@ use crate::evaluate::{Evaluator, check_tensors, scalar, select};
 use crate::event::{Event, Observer};
 use crate::history::{Evaluation, History};
 use crate::metrics::Metrics;
+use crate::waits::Waits;
 
 /// How a run goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,10 +114,13 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
     run.observer.observe(&Event::Built { untrained: &step.untrained().collect::<Vec<_>>() });
     let mut progress = Progress::resume_or_start(run, settings, &step)?;
     let mut batches = progress.run.loader.batches(progress.record.step..settings.steps)?;
+    let mut waits = Waits::default();
+    let start_ns = progress.run.clock.monotonic_ns();
     while progress.goes_on() {
         let Some(batch) = batches.next() else { break };
         let batch = batch?;
         progress.step(&batch)?;
+        waits.push(progress.record.step, &batches.last_wait());
         if progress.evaluation_is_due() {
             progress.evaluate(&batch)?;
         }
@@ -125,9 +129,11 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
             progress.save(&batch)?;
         }
         if stops {
+            progress.tell(waits, &batches, start_ns);
             return Err(TrainError::Stopped { step: progress.record.step });
         }
     }
+    progress.tell(waits, &batches, start_ns);
     progress.finish()
 }
 
@@ -242,6 +248,13 @@ impl<'r, 'a> Progress<'r, 'a> {
         self.start_ns -= i128::from(elapsed_ns);
         self.run.observer.observe(&Event::Resumed { step: self.record.step, checkpoint: digest });
         Ok(())
+    }
+
+    /// Says what the loop waited for.
+    fn tell(&mut self, mut waits: Waits, batches: &Batches, start_ns: u64) {
+        waits.stalls = batches.stalls().clone();
+        waits.elapsed_ns = self.run.clock.monotonic_ns().saturating_sub(start_ns);
+        self.run.observer.observe(&Event::Waited { waits: &waits });
     }
 
     fn goes_on(&self) -> bool {

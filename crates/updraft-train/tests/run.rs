@@ -149,7 +149,7 @@ impl Observer for Witness {
             }
             Event::Stopped { step, .. } => Some(format!("stopped {step}")),
             Event::Stepped { step, .. } if self.panics_at == Some(*step) => panic!("the process ends here"),
-            Event::Built { .. } | Event::Stepped { .. } | Event::Saved { .. } => None,
+            Event::Built { .. } | Event::Stepped { .. } | Event::Saved { .. } | Event::Waited { .. } => None,
         });
     }
 }

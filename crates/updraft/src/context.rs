@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
@@ -20,7 +21,7 @@ pub struct Context<'a> {
     /// The seed given on the command line.
     pub seed: Option<u64>,
     /// Time.
-    pub clock: &'a dyn Clock,
+    pub clock: Arc<dyn Clock>,
     /// Where progress is shown.
     pub progress: &'a Progress<'a>,
 }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use updraft::cli::Cli;
@@ -18,14 +19,14 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(asked.exit_code()).unwrap_or(2));
         }
     };
-    let clock = SystemClock::new();
+    let clock = Arc::new(SystemClock::new());
     let stderr_line = |line: &str| {
         let _ = writeln!(std::io::stderr(), "{line}");
     };
     let progress = if std::io::stderr().is_terminal() && !cli.global.json {
         Progress::bars()
     } else {
-        Progress::lines(&clock, &stderr_line)
+        Progress::lines(&*clock, &stderr_line)
     };
     let threads = cli.global.threads.or_else(|| std::thread::available_parallelism().ok());
     let context = Context {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         store_settings: store_settings(),
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
-        clock: &clock,
+        clock: clock.clone(),
         progress: &progress,
     };
     let json = cli.global.json;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use updraft_base::clock::Clock;
 use updraft_base::units;
+use updraft_train::waits::Waits;
 use updraft_train::{Event, Observer};
 
 /// Time between two lines of one task where there is no terminal: a log of an hour stays a few hundred lines.
@@ -122,17 +123,19 @@ impl Task<'_> {
 pub struct TrainingProgress<'a> {
     progress: &'a Progress<'a>,
     task: Task<'a>,
+    waits: Option<Waits>,
 }
 
 impl<'a> TrainingProgress<'a> {
     /// A run of so many steps.
     pub fn new(progress: &'a Progress<'a>, steps: u64) -> TrainingProgress<'a> {
-        TrainingProgress { progress, task: progress.task("train", steps, "steps") }
+        TrainingProgress { progress, task: progress.task("train", steps, "steps"), waits: None }
     }
 
-    /// Ends the display.
-    pub fn finish(self) {
+    /// Ends the display; answers what training waited for.
+    pub fn finish(self) -> Option<Waits> {
         self.task.finish();
+        self.waits
     }
 }
 
@@ -162,6 +165,7 @@ impl Observer for TrainingProgress<'_> {
                 self.progress.note(&format!("train: step {step}, validation loss {:.4}{accuracy}{best}", metrics.loss));
             }
             Event::Saved { .. } => {}
+            Event::Waited { waits } => self.waits = Some(Waits::clone(waits)),
             Event::Stopped { step, evaluations } => {
                 self.progress.note(&format!("train: stops at step {step}: no better for {evaluations} evaluations"));
             }

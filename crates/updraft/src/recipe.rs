@@ -450,6 +450,11 @@ fn check(recipe: &Recipe) -> Result<(), (&'static str, String)> {
         (Some(0), _) | (_, Some(0)) => return Err(("train", "needs at least one step".into())),
         _ => {}
     }
+    let data = &recipe.data.train;
+    if train.epochs.is_some() && !(data.sources.is_empty() && data.filter.is_empty() && data.pack.is_none()) {
+        let problem = "cannot be counted where sources are mixed, or samples filtered or packed: give `steps`";
+        return Err(("train.epochs", problem.into()));
+    }
     if train.batch == 0 {
         return Err(("train.batch", "must be at least 1".into()));
     }

@@ -6,12 +6,13 @@
 use serde::Serialize;
 use serde_json::Value;
 use updraft_base::Digest;
-use updraft_data::DatasetFacts;
+use updraft_data::{DatasetFacts, Stage};
 use updraft_graph::cost::{self, Cost};
 use updraft_graph::op::show_shape;
 use updraft_graph::{Graph, ValueId, zoo};
 use updraft_store::Artifact;
 use updraft_train::metrics::Metrics;
+use updraft_train::waits::Waits;
 
 use crate::failure::Failure;
 use crate::model;
@@ -82,6 +83,8 @@ struct DataCard {
 struct TrainingCard {
     elapsed_ns: u64,
     samples_per_second: f64,
+    /// What training waited for on the side of data.
+    waits: Option<Waits>,
     history: TrainingHistory,
 }
 
@@ -136,6 +139,7 @@ pub(crate) fn gather(stages: &Stages, results: &Results) -> Result<Report, Failu
         training: TrainingCard {
             elapsed_ns: history.elapsed_ns,
             samples_per_second: samples as f64 / (history.elapsed_ns as f64 / 1e9),
+            waits: history.waits.clone(),
             history,
         },
         metrics: metrics(results),
@@ -160,6 +164,13 @@ pub(crate) fn metrics(results: &Results) -> Value {
         named.insert(format!("{split}_loss"), metrics.loss.into());
         named.extend(metrics.accuracy.map(|a| (format!("{split}_accuracy"), a.into())));
         named.extend(metrics.perplexity.map(|p| (format!("{split}_perplexity"), p.into())));
+    }
+    if let Some(waits) = &results.trained.history.waits {
+        named.extend(waits.share().map(|share| ("train_wait_share".to_owned(), share.into())));
+        for stage in Stage::ALL {
+            let seconds = waits.stalls.waited.of(stage) as f64 / 1e9;
+            named.insert(format!("train_wait_{}_seconds", stage.name()), seconds.into());
+        }
     }
     Value::Object(named)
 }

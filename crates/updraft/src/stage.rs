@@ -19,6 +19,7 @@ use updraft_passes::training::{self, TrainingOptions};
 use updraft_store::{Artifact, Origin, Store};
 use updraft_train::checkpoint::Record;
 use updraft_train::metrics::Metrics;
+use updraft_train::waits::Waits;
 use updraft_train::{Evaluator, Run, Trained, train};
 
 use crate::context::Context;
@@ -91,6 +92,9 @@ pub(crate) struct TrainingHistory {
     /// Time from the first step to the last, validation and checkpoints included, over all parts of the run.
     #[serde(skip)]
     pub(crate) elapsed_ns: u64,
+    /// What it waited for, in the last part of the run; older histories do not tell.
+    #[serde(skip)]
+    pub(crate) waits: Option<Waits>,
 }
 
 /// The model in its final form, and its evaluation where there is test data.
@@ -209,6 +213,9 @@ impl<'a> Stages<'a> {
         let section = &self.loaded.recipe.train;
         let mut recipe = serde_json::to_value(section).map_err(|e| Failure::of(Kind::Usage, &e))?;
         recipe["seed"] = self.seed.into();
+        // What decides the order of samples is no part of the dataset's content; older recipes have none of it.
+        let data_section = &self.loaded.recipe.data.train;
+        recipe.as_object_mut().map(|r| r.extend(order_of(data_section)));
         let mut parents = vec![network.digest, data.digest];
         parents.extend(validation.map(|v| v.digest));
         if let Some(teaching) = teaching {
@@ -224,7 +231,8 @@ impl<'a> Stages<'a> {
         let start_ns = self.context.clock.monotonic_ns();
         let graph = model::for_batches(&network.model.graph, section.batch)?;
         let threads = self.loader_threads();
-        let loader = Loader::new(data.dataset.clone(), section.loader_options(self.seed, threads))?;
+        let clock = Some(self.context.clock.clone());
+        let loader = Loader::timed(data.dataset.clone(), section.loader_options(self.seed, threads), clock)?;
         let validation = validation
             .map(|v| self.evaluation_loader(v, section.validate.batch.unwrap_or(section.batch)))
             .transpose()?;
@@ -241,12 +249,12 @@ impl<'a> Stages<'a> {
                 validation: validation.as_ref(),
                 store: &self.store,
                 origin: &origin,
-                clock: self.context.clock,
+                clock: &*self.context.clock,
                 observer: &mut observer,
             },
             &settings,
         )?;
-        observer.finish();
+        let waits = observer.finish();
         let Trained { last, best, record, elapsed_ns } = trained;
         let state = match section.weights {
             Weights::Best => best,
@@ -254,8 +262,9 @@ impl<'a> Stages<'a> {
         };
         let graph = training::export(&graph, state).map_err(|e| Failure::of(Kind::Unsupported, &e))?;
         let bytes = model::encode(&Model { graph, ..network.model.clone() })?;
-        let meta = Map::from_iter([("elapsed_ns".to_owned(), elapsed_ns.into())]);
-        let history = TrainingHistory { record, steps: settings.steps, batch: section.batch, elapsed_ns };
+        let mut meta = Map::from_iter([("elapsed_ns".to_owned(), elapsed_ns.into())]);
+        meta.extend(waits.as_ref().map(|waits| ("waits".to_owned(), json!(waits))));
+        let history = TrainingHistory { record, steps: settings.steps, batch: section.batch, elapsed_ns, waits };
         let history = serde_json::to_vec_pretty(&history).map_err(|e| Failure::of(Kind::Storage, &e))?;
         // The model last: it is what says that the stage is done.
         let history = self.store.put(&history_origin, history, meta)?;
@@ -273,6 +282,8 @@ impl<'a> Stages<'a> {
             serde_json::from_slice(&text).map_err(|e| malformed(format!("is malformed: {e}")))?;
         let elapsed_ns = history.meta.get("elapsed_ns").and_then(Value::as_u64);
         kept.elapsed_ns = elapsed_ns.ok_or_else(|| malformed("has no time in its manifest".into()))?;
+        let waits = history.meta.get("waits").map(|waits| serde_json::from_value(waits.clone())).transpose();
+        kept.waits = waits.map_err(|e| malformed(format!("has malformed waits: {e}")))?;
         let network = decode(model, &self.store.get(&model.digest)?)?;
         Ok(TrainedModel { network, history: kept, history_digest: history.digest })
     }
@@ -375,6 +386,17 @@ impl<'a> Stages<'a> {
     fn wrong(&self, key: &str, problem: String) -> Failure {
         recipe::RecipeError::value(&self.loaded.text, &self.loaded.path, key, problem).into()
     }
+}
+
+/// What a recipe's dataset says about the order of its samples.
+fn order_of(data: &DatasetConfig) -> Vec<(String, Value)> {
+    let mut order = Vec::new();
+    order.extend(data.lanes.map(|lanes| ("lanes".to_owned(), lanes.into())));
+    if !data.sources.is_empty() {
+        let weights: Vec<f64> = data.sources.iter().map(|source| source.weight).collect();
+        order.push(("mixture".to_owned(), json!({ "weights": weights, "later": data.weights })));
+    }
+    order
 }
 
 fn decode(artifact: &Artifact, bytes: &[u8]) -> Result<Network, Failure> {

@@ -2,7 +2,9 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use updraft_base::units;
+use updraft_data::{Stage, StageTimes};
 use updraft_train::metrics::Metrics;
+use updraft_train::waits::Waits;
 
 use super::chart::{Series, line_chart};
 use super::{Report, TrainingCard, optimize};
@@ -30,6 +32,7 @@ pub(crate) fn page(report: &Report) -> String {
                     (headline(report))
                     @if let Some(account) = &report.optimization { (optimize::sections(account)) }
                     (curves(&report.training))
+                    @if let Some(waits) = &report.training.waits { (waiting(waits)) }
                     @if let Some(test) = &report.test { (confusion(test, classes(report))) }
                     (model_card(report))
                     (data(report))
@@ -94,6 +97,48 @@ fn curves(training: &TrainingCard) -> Markup {
                         &[Series { name: "validation", class: "b", has_dots: true, points: accuracy }], percent))
                 }
             }
+        }
+    }
+}
+
+/// What training waited for: the share of each stage, and the course over the steps.
+fn waiting(waits: &Waits) -> Markup {
+    let steps = waits.stalls.batches.max(1) as f64;
+    let ms = |ns: u64| ns as f64 / 1e6;
+    let course = |of: fn(&StageTimes) -> u64| -> Vec<(f64, f64)> {
+        waits.points().iter().map(|p| (p.step as f64, ms(of(&p.waited)))).collect()
+    };
+    let series = [
+        Series { name: "all stages", class: "a", has_dots: false, points: course(StageTimes::total_ns) },
+        Series { name: "fetch", class: "b", has_dots: false, points: course(|t| t.fetch_ns) },
+    ];
+    html! {
+        section {
+            h2 { "Waiting for data" }
+            @if let Some(sentence) = waits.sentence() { p.muted { "Training " (sentence) "." } }
+            div.scroll {
+                table.list {
+                    thead {
+                        tr {
+                            th { "stage" } th.number { "waited" } th.number { "of the time" }
+                            th.number { "a step" } th.number { "spent by the loader" }
+                        }
+                    }
+                    tbody {
+                        @for stage in Stage::ALL {
+                            @let waited_ns = waits.stalls.waited.of(stage);
+                            tr {
+                                td { (stage.name()) }
+                                td.number { (units::duration_ns(waited_ns)) }
+                                td.number { (share(waited_ns, waits.elapsed_ns)) }
+                                td.number { (format!("{:.3} ms", ms(waited_ns) / steps)) }
+                                td.number { (units::duration_ns(waits.stalls.made.of(stage))) }
+                            }
+                        }
+                    }
+                }
+            }
+            figure { (line_chart("Waited in a step, ms", "step", &series, |y| y.to_string())) }
         }
     }
 }

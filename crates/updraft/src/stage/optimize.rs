@@ -130,7 +130,7 @@ impl Stages<'_> {
         data: &[(&'static str, Data)],
         machine: String,
     ) -> Result<(Account, Vec<u8>), Failure> {
-        let clock = self.context.clock;
+        let clock = &*self.context.clock;
         let start_ns = clock.monotonic_ns();
         let limit_ns = section.time_limit.seconds.saturating_mul(1_000_000_000);
         let train_section = &self.loaded.recipe.train;

@@ -302,7 +302,7 @@ impl<'a> Bench<'a> {
             learning_rate: args.learning_rate.unwrap_or(section.learning_rate.peak),
             seed: stages.seed,
             store: &self.store,
-            clock: self.context.clock,
+            clock: &*self.context.clock,
         };
         let recovery = Recovery { tuning: &tuning, distillation: None };
         let made = prune(graph, settings, Some(&recovery), &mut observer)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use updraft_base::units;
+use updraft_train::waits::Waits;
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
@@ -44,10 +45,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     if let Some(best) = record.best {
         text.push_str(&format!("best validation: {:.4} after step {}\n", best.value, best.step));
     }
+    if let Some(sentence) = history.waits.as_ref().and_then(Waits::sentence) {
+        text.push_str(&format!("{sentence}\n"));
+    }
     text.push_str(&format!("model {}\n", export.digest));
     let json = json!({
         "name": stages.loaded.name, "model_digest": export.digest, "seed": stages.seed,
         "steps": record.step, "elapsed_ns": history.elapsed_ns, "best": record.best, "validation": last,
+        "waits": history.waits,
         "artifacts": { "network": network.digest, "model": trained.network.digest, "history": trained.history_digest,
                        "export": export.digest },
         "stages": stages.done(),

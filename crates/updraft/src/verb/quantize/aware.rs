@@ -50,7 +50,7 @@ pub(super) fn train(
         learning_rate: RATE_SHARE * section.learning_rate.peak,
         seed: stages.seed,
         store: &stages.store,
-        clock: context.clock,
+        clock: &*context.clock,
     };
     let mut observer = TrainingProgress::new(context.progress, steps);
     let master = (!from_codes).then_some(&prepared);
