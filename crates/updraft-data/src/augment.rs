@@ -55,6 +55,15 @@ impl Draws {
         self.key.below(counter, n as u64) as usize
     }
 
+    /// Random bytes, sixteen of a block; the third counter word sets them apart from all single numbers.
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(16) {
+            let counter = self.next();
+            let words = self.key.block([counter as u32, (counter >> 32) as u32, 2, 0]);
+            chunk.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())).for_each(|(out, byte)| *out = byte);
+        }
+    }
+
     /// True with this chance.
     fn chance(&mut self, probability: f32) -> bool {
         let counter = self.next();
@@ -232,7 +241,7 @@ impl RandomErasing {
                     let row = &mut row[..erased_width * picture.channels];
                     match &self.fill {
                         Some(fill) => row.chunks_exact_mut(fill.len()).for_each(|pixel| pixel.copy_from_slice(fill)),
-                        None => row.iter_mut().for_each(|value| *value = draws.below(256) as u8),
+                        None => draws.fill(row),
                     }
                 }
                 return;

@@ -24,10 +24,12 @@ use serde::{Deserialize, Serialize};
 pub use crate::mixture::Weights;
 pub use augment::{ColourJitter, GaussianBlur, Mix, RandAugment, RandomErasing, RandomResizedCrop};
 pub use pictures::{Axis, Colour, Decode, Filter, RandomCrop, Resize};
+pub use tokens::{TokenOutput, Tokenize};
 
 mod augment;
 mod pictures;
 mod short;
+mod tokens;
 
 /// Where samples come from and which tensors they become.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -279,6 +281,11 @@ pub enum Transform {
     IndexOf(Vec<String>),
     /// Each sample to this shape.
     Reshape(Vec<usize>),
+    /// Bytes as the numbers that they store, little-endian, of the element type with this short name; all samples of one
+    /// length.
+    Elements(String),
+    /// Text to token numbers.
+    Tokenize(Tokenize),
 }
 
 /// An affine map by channel or feature.

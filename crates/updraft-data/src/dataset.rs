@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
 use updraft_base::{Digest, Hasher, Key};
@@ -84,6 +84,18 @@ struct PlannedTensor {
     columns: Vec<usize>,
     plan: Plan,
     cache: PictureCache,
+    /// Batches that were used and given back.
+    spare: Mutex<Vec<Tensor>>,
+}
+
+/// As many batches as two threads have in the making and a consumer in use.
+const SPARE_MAX: usize = 4;
+
+impl PlannedTensor {
+    fn take_spare(&self, dtype: DType, shape: &[usize]) -> Option<Tensor> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        (spare.dtype() == dtype && spare.shape() == shape).then_some(spare)
+    }
 }
 
 impl Dataset {
@@ -103,12 +115,14 @@ impl Dataset {
                 (opened, blocks)
             }
         };
-        Dataset::over(config, path, opened, &blocks)
+        Dataset::over(config, base, path, opened, &blocks)
     }
 
-    /// A dataset over an open source, or several joined, each with so many blocks.
+    /// A dataset over an open source, or several joined, each with so many blocks; files of transforms are found from
+    /// `base`.
     pub(crate) fn over(
         config: &DatasetConfig,
+        base: &Path,
         path: PathBuf,
         opened: source::Opened,
         blocks: &[usize],
@@ -125,16 +139,23 @@ impl Dataset {
             if tensors.iter().any(|t| t.name == *name) {
                 return Err(DataError::tensor(name, "two tensors have this name"));
             }
-            let plan = Plan::new(tensor).map_err(|reason| DataError::tensor(name, reason))?;
+            let plan = Plan::new(tensor, base).map_err(|reason| DataError::tensor(name, reason))?;
             let names = if tensor.columns.is_empty() { std::slice::from_ref(name) } else { &tensor.columns };
             let columns = names.iter().filter_map(|n| opened.columns.iter().position(|c| c == n)).collect();
-            tensors.push(PlannedTensor { name: name.clone(), columns, plan, cache: PictureCache::default() });
+            tensors.push(PlannedTensor {
+                name: name.clone(),
+                columns,
+                plan,
+                cache: PictureCache::default(),
+                spare: Mutex::default(),
+            });
         }
         let mix =
             config.mix.clone().map(|mix| mixed_tensors(&mix, &configured).map(|places| (mix, places))).transpose()?;
         let facts = DatasetFacts {
             digest: opened.digest,
-            pipeline: pipeline_digest(config, &configured).map_err(|e| DataError::file(&path, e.to_string()))?,
+            pipeline: pipeline_digest(config, &configured, &tensors)
+                .map_err(|e| DataError::file(&path, e.to_string()))?,
             samples: opened.source.block_rows().iter().sum(),
             tensors: Vec::new(),
             vocabulary: opened.vocabulary,
@@ -235,6 +256,19 @@ impl Dataset {
             augment::mix(mix, samples, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
         }
         Ok(out)
+    }
+
+    /// Takes back the memory of a batch that nobody uses any more, for one of the next.
+    pub(crate) fn reuse(&self, tensors: Vec<(String, Tensor)>) {
+        for (name, memory) in tensors {
+            let pictures = self.tensors.iter().find(|t| t.name == name && matches!(t.plan, Plan::Picture(_)));
+            if let Some(tensor) = pictures {
+                let mut spare = tensor.spare.lock().unwrap_or_else(PoisonError::into_inner);
+                if spare.len() < SPARE_MAX {
+                    spare.push(memory);
+                }
+            }
+        }
     }
 
     pub(crate) fn block_samples(&self) -> &[u64] {
@@ -367,8 +401,11 @@ impl Dataset {
             watch.lap(Stage::Transform);
             let shape = [picture.channels, picture.height, picture.width];
             if batch.is_none() {
-                let zeros = Tensor::zeros(plan.dtype(), &[samples.len(), shape[0], shape[1], shape[2]]);
-                batch = Some((zeros.map_err(|e| DataError::tensor(&tensor.name, e.to_string()))?, shape));
+                let whole = [samples.len(), shape[0], shape[1], shape[2]];
+                // Every element of either is written below.
+                let memory =
+                    tensor.take_spare(plan.dtype(), &whole).map_or_else(|| Tensor::zeros(plan.dtype(), &whole), Ok);
+                batch = Some((memory.map_err(|e| DataError::tensor(&tensor.name, e.to_string()))?, shape));
             }
             if let Some((stacked, first_shape)) = &mut batch {
                 if shape != *first_shape || self.facts.tensors.iter().any(|t| t.name == tensor.name && t.shape != shape)
@@ -400,7 +437,9 @@ impl Dataset {
             Cells::Lists(_) => {
                 refused("holds lists, which become a tensor only where all are of one length or are packed")
             }
-            Cells::Bytes(_) => refused("holds text or bytes, which become no tensor without `decode` or `index_of`"),
+            Cells::Bytes(_) => refused(
+                "holds text or bytes, which become no tensor without `decode`, `index_of`, `tokenize` or `elements`",
+            ),
         }
     }
 
@@ -503,12 +542,18 @@ fn mixed_tensors(mix: &Mix, tensors: &[TensorConfig]) -> Result<[usize; 2], Data
 }
 
 /// The digest of what the configuration says beyond where the data lies and how much memory it may take.
-fn pipeline_digest(config: &DatasetConfig, tensors: &[TensorConfig]) -> serde_json::Result<Digest> {
-    let parts = (&config.format, &config.rows, tensors);
+fn pipeline_digest(
+    config: &DatasetConfig,
+    configured: &[TensorConfig],
+    tensors: &[PlannedTensor],
+) -> serde_json::Result<Digest> {
+    let parts = (&config.format, &config.rows, configured);
+    let files: Vec<Digest> = tensors.iter().flat_map(|t| t.plan.digests()).collect();
     // What is not there is not hashed either, so that digests of older recipes stay.
     let plain = match &config.mix {
-        None => serde_json::to_vec(&parts),
-        Some(mix) => serde_json::to_vec(&(parts, mix)),
+        None if files.is_empty() => serde_json::to_vec(&parts),
+        Some(mix) if files.is_empty() => serde_json::to_vec(&(parts, mix)),
+        mix => serde_json::to_vec(&(parts, mix, files)),
     }?;
     if config.sources.is_empty() && config.filter.is_empty() && config.pack.is_none() {
         return Ok(Digest::of(&plain));

@@ -54,6 +54,7 @@ pub mod schema;
 mod source;
 mod stall;
 mod text;
+mod tokenize;
 mod transform;
 pub mod validate;
 pub mod write;

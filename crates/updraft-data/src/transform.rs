@@ -3,13 +3,17 @@
 //! Randomness is a function of (seed, epoch, sample, step), so a sample looks the same whichever thread prepares it and
 //! wherever a run was resumed.
 
+use std::path::Path;
+
 use bytes::Bytes;
+use updraft_base::Digest;
 use updraft_graph::{DType, Tensor};
 
 use crate::config::{Normalize, TensorConfig, Transform};
 use crate::error::known_names;
 use crate::picture::PicturePlan;
 use crate::source::Cells;
+use crate::tokenize::Tokenizer;
 
 /// The steps of one tensor.
 pub(crate) enum Plan {
@@ -24,11 +28,13 @@ pub(crate) enum NumberStep {
     OneHot(u64),
     IndexOf(Vec<String>),
     Reshape(Vec<usize>),
+    Elements(DType),
+    Tokenize(Tokenizer),
 }
 
 impl Plan {
-    /// Checks the steps of a tensor against each other.
-    pub(crate) fn new(config: &TensorConfig) -> Result<Plan, String> {
+    /// Checks the steps of a tensor against each other. Files that they name are found from `base`.
+    pub(crate) fn new(config: &TensorConfig, base: &Path) -> Result<Plan, String> {
         match config.transform.split_first() {
             Some((Transform::Decode(decode), steps)) => {
                 if config.columns.len() > 1 {
@@ -36,8 +42,21 @@ impl Plan {
                 }
                 PicturePlan::new(decode, steps).map(Plan::Picture)
             }
-            _ => config.transform.iter().map(NumberStep::new).collect::<Result<_, _>>().map(Plan::Numbers),
+            _ => {
+                let steps = config.transform.iter().map(|t| NumberStep::new(t, base));
+                steps.collect::<Result<_, _>>().map(Plan::Numbers)
+            }
         }
+    }
+
+    /// Digests of the files that the steps are made of.
+    pub(crate) fn digests(&self) -> Vec<Digest> {
+        let Plan::Numbers(steps) = self else { return Vec::new() };
+        let digest = |step: &NumberStep| match step {
+            NumberStep::Tokenize(tokenizer) => tokenizer.digest(),
+            _ => None,
+        };
+        steps.iter().filter_map(digest).collect()
     }
 }
 
@@ -51,18 +70,22 @@ pub(crate) fn spread(values: &[f32], count: usize, what: &str) -> Result<Vec<f32
 }
 
 impl NumberStep {
-    fn new(transform: &Transform) -> Result<NumberStep, String> {
+    fn new(transform: &Transform, base: &Path) -> Result<NumberStep, String> {
         Ok(match transform {
             Transform::Normalize(n) if n.std.contains(&0.0) => return Err("a std of 0 divides by zero".into()),
             Transform::Normalize(n) => NumberStep::Normalize(n.clone()),
-            Transform::Cast(name) => NumberStep::Cast(DType::from_name(name).ok_or_else(|| {
-                let names: Vec<String> = DType::ALL.iter().map(|d| d.name().to_owned()).collect();
-                format!("`{name}` is not an element type; {}", known_names(name, &names))
-            })?),
+            Transform::Cast(name) => NumberStep::Cast(element_type(name)?),
             Transform::Classes(count) => NumberStep::Classes(*count),
             Transform::OneHot(count) => NumberStep::OneHot(*count),
             Transform::IndexOf(words) => NumberStep::IndexOf(words.clone()),
             Transform::Reshape(shape) => NumberStep::Reshape(shape.clone()),
+            Transform::Elements(name) => match element_type(name)? {
+                dtype if dtype.bits() == Some(8 * dtype.size_in_memory()) && dtype != DType::Bool => {
+                    NumberStep::Elements(dtype)
+                }
+                dtype => return Err(format!("bytes are not taken as elements of {dtype}")),
+            },
+            Transform::Tokenize(settings) => NumberStep::Tokenize(Tokenizer::open(settings, base)?),
             other => return Err(format!("{other:?} is for pictures; start with `decode`")),
         })
     }
@@ -72,18 +95,22 @@ impl NumberStep {
         let whole = |reason: String| (None, reason);
         let tensor = match (self, cells) {
             (NumberStep::IndexOf(words), Cells::Bytes(cells)) => return index_of(words, &cells),
+            (NumberStep::Tokenize(tokenizer), Cells::Bytes(cells)) => return tokenizer.apply(&cells),
+            (NumberStep::Elements(dtype), Cells::Bytes(cells)) => return elements(*dtype, &cells),
             (_, Cells::Bytes(_)) => {
-                return Err(whole("holds text or bytes, which become no tensor without `decode` or `index_of`".into()));
+                return Err(whole("holds text or bytes, which become no tensor without `decode`, `index_of`, `tokenize` or `elements`".into()));
             }
             (_, Cells::Lists(_)) => return Err((None, "lists of different lengths are no tensor".into())),
-            (NumberStep::IndexOf(_), Cells::Numbers(_)) => {
-                return Err(whole("`index_of` is for text, and this is a number".into()));
+            (NumberStep::IndexOf(_) | NumberStep::Tokenize(_) | NumberStep::Elements(_), Cells::Numbers(_)) => {
+                return Err(whole(
+                    "`index_of`, `tokenize` and `elements` are for text and bytes, and this is a number".into(),
+                ));
             }
             (_, Cells::Numbers(tensor)) => tensor,
         };
         let refused = |e: updraft_graph::TensorError| (None, e.to_string());
         Ok(Cells::Numbers(match self {
-            NumberStep::IndexOf(_) => tensor,
+            NumberStep::IndexOf(_) | NumberStep::Tokenize(_) | NumberStep::Elements(_) => tensor,
             NumberStep::Cast(dtype) => tensor.cast(*dtype).map_err(refused)?,
             NumberStep::Reshape(shape) => {
                 let batch = [&tensor.shape()[..1], shape].concat();
@@ -115,6 +142,32 @@ impl NumberStep {
             }
         }))
     }
+}
+
+fn element_type(name: &str) -> Result<DType, String> {
+    DType::from_name(name).ok_or_else(|| {
+        let names: Vec<String> = DType::ALL.iter().map(|d| d.name().to_owned()).collect();
+        format!("`{name}` is not an element type; {}", known_names(name, &names))
+    })
+}
+
+/// Bytes of equal lengths as numbers, `[samples, numbers of each]`.
+fn elements(dtype: DType, cells: &[Bytes]) -> Result<Cells, (Option<usize>, String)> {
+    let len = cells.first().map_or(0, Bytes::len);
+    let size = dtype.size_in_memory();
+    if !len.is_multiple_of(size) {
+        return Err((Some(0), format!("{len} bytes are no whole number of {dtype}")));
+    }
+    if let Some(at) = cells.iter().position(|cell| cell.len() != len) {
+        return Err((Some(at), format!("holds {} bytes and the others of its batch {len}", cells[at].len())));
+    }
+    let refused = |e: updraft_graph::TensorError| (None, e.to_string());
+    let mut tensor = Tensor::zeros(dtype, &[cells.len(), len / size]).map_err(refused)?;
+    if len > 0 {
+        let rows = tensor.bytes_mut().chunks_exact_mut(len);
+        rows.zip(cells).for_each(|(row, cell)| row.copy_from_slice(cell));
+    }
+    Ok(Cells::Numbers(tensor))
 }
 
 /// Class numbers within 0..count.

@@ -132,6 +132,7 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
             progress.tell(waits, &batches, start_ns);
             return Err(TrainError::Stopped { step: progress.record.step });
         }
+        batches.recycle(batch);
     }
     progress.tell(waits, &batches, start_ns);
     progress.finish()

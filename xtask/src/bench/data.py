@@ -9,6 +9,7 @@ Cases: `jpeg` is pictures to normalised batches, `raw` is samples of 20 KB that 
 import io
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -79,8 +80,13 @@ def make(case, folder):
         partial = out.with_name(out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(case, partial)
+        # A process each, because TensorFlow and PyTorch do not load into one.
+        subprocess.run([sys.executable, __file__, "write", write.__name__, case, str(partial)], check=True)
         partial.rename(out)
+
+
+def write(writer, case, out):
+    globals()[writer](case, Path(out))
 
 
 def to_folder(case, out):
@@ -348,4 +354,4 @@ def convert(folder):
 
 
 if __name__ == "__main__":
-    {"make": make, "load": load, "convert": convert}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "write": write, "load": load, "convert": convert}[sys.argv[1]](*sys.argv[2:])

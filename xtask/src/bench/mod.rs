@@ -8,6 +8,7 @@ use crate::Failure;
 
 mod child;
 mod compress;
+mod data;
 mod engine;
 mod optimize;
 mod rounds;
@@ -19,6 +20,8 @@ pub(crate) enum Bench {
     Engine(engine::Arguments),
     /// Quantized networks against ONNX Runtime and OpenVINO: latency, and the time and memory that quantizing takes.
     Compress(compress::Arguments),
+    /// Loaders of data against PyTorch, tf.data, MosaicML Streaming, WebDataset, LitData and Hugging Face datasets.
+    Data(data::Arguments),
     /// `updraft optimize` on networks trained here, beside ONNX Runtime's own quantizer.
     Optimize(optimize::Arguments),
 }
@@ -27,6 +30,7 @@ pub(crate) fn run(root: &Path, bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Engine(arguments) => engine::run(root, arguments),
         Bench::Compress(arguments) => compress::run(root, arguments),
+        Bench::Data(arguments) => data::run(root, arguments),
         Bench::Optimize(arguments) => optimize::run(root, arguments),
     }
 }

@@ -153,6 +153,12 @@ impl Batches {
         self.tuner.capacity()
     }
 
+    /// Gives a batch back when it is used, so that the next ones need no memory of the system: for large batches of
+    /// pictures, asking for memory takes as long as filling it. What else shares its tensors keeps them as they are.
+    pub fn recycle(&self, batch: Batch) {
+        self.loader.dataset().reuse(batch.tensors);
+    }
+
     fn add_thread(&mut self) -> Result<(), DataError> {
         let (loader, queue) = (self.loader.clone(), self.queue.clone());
         let thread = std::thread::Builder::new()

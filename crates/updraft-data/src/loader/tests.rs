@@ -1,7 +1,7 @@
 //! What a loader promises, over a source made up from sample numbers: no file is needed, and 10^9 samples cost nothing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ fn dataset(sources: &[Vec<u64>], recipe: Value) -> Arc<Dataset> {
     let columns = vec!["tokens".to_owned(), "score".to_owned()];
     let opened = Opened { source, columns, digest: Digest::of(b"made up"), vocabulary: None, classes: None };
     let blocks: Vec<usize> = sources.iter().map(Vec::len).collect();
-    Arc::new(Dataset::over(&config, PathBuf::from("made up"), opened, &blocks).unwrap())
+    Arc::new(Dataset::over(&config, Path::new(""), PathBuf::from("made up"), opened, &blocks).unwrap())
 }
 
 /// The ways in which samples become rows, each with the sources it is tried on.
