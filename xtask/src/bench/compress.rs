@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
 
 /// What the scripts of this bench and of `bench optimize` need.
 pub(super) const PACKAGES: &[&str] =
-    &["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "sympy==1.14.0"];
+    &["numpy==2.4.6", "onnx==1.23.2", "onnx-ir==1.1.0", "onnxruntime==1.32.0", "openvino==2026.4.1", "sympy==1.14.0"];
 
 const NETWORKS: &[&str] = &["resnet50", "mobilenet-v2", "bert"];
 

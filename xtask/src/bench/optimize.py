@@ -22,9 +22,13 @@ def dynamic(model, samples, out):
 
 def int4(model, samples, out):
     import onnx
+    from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(onnx.load(model), bits=4, block_size=32, is_symmetric=False)
+    # As ONNX operators, which other runtimes know too; its own operator is what it makes of them when it loads them.
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(model), bits=4, block_size=32, is_symmetric=False, quant_format=QuantFormat.QDQ
+    )
     quantizer.process()
     quantizer.model.save_model_to_file(out)
 
