@@ -90,6 +90,7 @@ impl FaultRates {
 pub struct Schedule {
     key: Key,
     rates: FaultRates,
+    only: Option<Operation>,
     state: Mutex<State>,
 }
 
@@ -103,7 +104,12 @@ struct State {
 impl Schedule {
     /// The schedule of a seed.
     pub fn new(seed: u64, rates: FaultRates) -> Schedule {
-        Schedule { key: Key::new(seed).child("faults"), rates, state: Mutex::default() }
+        Schedule { key: Key::new(seed).child("faults"), rates, only: None, state: Mutex::default() }
+    }
+
+    /// The same, but requests of other kinds all go well.
+    pub fn only(self, operation: Operation) -> Schedule {
+        Schedule { only: Some(operation), ..self }
     }
 
     /// The fault that the next request of this kind for this object meets.
@@ -112,7 +118,8 @@ impl Schedule {
         let n = state.requests.entry((operation, object.to_owned())).or_insert(0);
         *n += 1;
         let key = self.key.child(object).child_index(operation as u64);
-        let fault = self.pick(f64::from(key.uniform_f32(*n)));
+        let affected = self.only.is_none_or(|only| only == operation);
+        let fault = if affected { self.pick(f64::from(key.uniform_f32(*n))) } else { None };
         state.total += 1;
         if let Some(fault) = fault {
             *state.counts.entry(fault).or_insert(0) += 1;
