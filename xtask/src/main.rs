@@ -15,6 +15,7 @@ mod conformance;
 mod fuzz;
 mod gradients;
 mod python;
+mod stores;
 mod tidy;
 
 /// Chores of the Updraft workspace.
@@ -32,6 +33,8 @@ enum Chore {
     Fuzz(fuzz::Arguments),
     /// Compare losses and gradients of networks of the zoo with PyTorch's.
     Gradients(gradients::Arguments),
+    /// Test stores against moto and Azurite, which are installed and started for it.
+    Stores(stores::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Chore::Conformance(arguments) => conformance::run(&root(), &arguments),
         Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
         Chore::Gradients(arguments) => gradients::run(&root(), &arguments),
+        Chore::Stores(arguments) => stores::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {

@@ -43,6 +43,13 @@ pub enum StoreError {
         /// The version that is there.
         found: Option<String>,
     },
+    /// The answer to a conditional write was lost, and by now somebody else has written: ours was replaced, or never was.
+    /// Only what the object says of its own past can tell, so read it and look for what you wrote.
+    #[error("whether {object} was updated cannot be known: the answer was lost, and it has been replaced since")]
+    Undetermined {
+        /// The object's URL.
+        object: String,
+    },
     /// A range that an object does not have.
     #[error("{object} has {bytes} bytes, and not the range {range:?}")]
     Range {

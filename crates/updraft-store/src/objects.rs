@@ -132,8 +132,12 @@ impl Objects {
         self.wait(|transfer| transfer.create(key, bytes))
     }
 
-    /// Replaces an object if it is still the version `expected`; `false` where it is not, or is gone. Lost answers are
-    /// resolved as in [`create`](Objects::create).
+    /// Replaces an object if it is still the version `expected`; `false` where it is not, or is gone, and ours was not
+    /// written. Where an answer is lost, the object is read back, and ours was written if it has our bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Undetermined`] where an answer was lost and somebody else has written since. What is updated by several
+    /// should therefore show in its bytes what was done to it.
     ///
     /// In local folders, updates exclude each other between processes too; a plain [`put`](Objects::put) at the same moment
     /// may still be replaced.

@@ -99,6 +99,17 @@ impl Transfer {
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        for _ in 0..self.access.options.retries {
+            match self.get_once(key).await {
+                // It was replaced between the first answer and the parts: nobody asked for that very version.
+                Err(StoreError::Changed { .. }) => {}
+                done => return done,
+            }
+        }
+        self.get_once(key).await
+    }
+
+    async fn get_once(&self, key: &str) -> Result<Bytes, StoreError> {
         let path = self.path(key)?;
         let part_bytes = self.access.options.part_bytes;
         let whole = self.request(RequestClass::Get, part_bytes, key, async || {
@@ -145,36 +156,33 @@ impl Transfer {
         let options = &self.access.options;
         let plan = plan(ranges, options.coalesce_gap_bytes, options.part_bytes);
         let mut pin = expected.and_then(|facts| facts.etag.clone());
-        let mut seen_changed = false;
-        loop {
+        let mut confirmed = false;
+        for _ in 0..=options.retries {
             let fetched: Result<Vec<Piece>, StoreError> =
                 stream::iter(plan.fetches.iter().map(|range| self.fetch(key, &path, range, pin.as_deref())))
                     .buffered(options.concurrency.max(1))
                     .try_collect()
                     .await;
-            let now = match fetched {
+            match fetched {
                 Ok(pieces) if pin.is_some() || pieces.windows(2).all(|pair| pair[0].etag == pair[1].etag) => {
                     let answers: Vec<Bytes> = pieces.into_iter().map(|piece| piece.bytes).collect();
                     self.access.meter.read(answers.iter().map(|bytes| bytes.len() as u64).sum());
                     return Ok(plan.assemble(ranges, &answers));
                 }
-                // Pieces of several versions, and nobody asked for one: all again, of the one that is there now.
-                Ok(_) => self.head(key).await?,
-                Err(StoreError::Changed { expected, .. }) => {
-                    let now = self.head(key).await?;
-                    if seen_changed || now.etag != expected {
-                        return Err(StoreError::Changed { object: self.name(key), expected, found: now.etag });
-                    }
-                    seen_changed = true;
-                    now
-                }
+                Ok(_) | Err(StoreError::Changed { .. }) => {}
                 Err(error) => return Err(error),
-            };
-            if now.etag.is_none() {
-                return Err(StoreError::Changed { object: self.name(key), expected: pin, found: None });
             }
+            // Pieces of several versions, or not of the one that was wanted. What is there now decides: it is an error where
+            // the caller wanted another version, or where it said so before; else all is read again, of this version.
+            let now = self.head(key).await?;
+            let wanted = expected.is_none_or(|facts| facts.etag == now.etag);
+            if now.etag.is_none() || !wanted || (expected.is_some() && confirmed) {
+                return Err(StoreError::Changed { object: self.name(key), expected: pin, found: now.etag });
+            }
+            confirmed = true;
             pin = now.etag;
         }
+        Err(StoreError::Changed { object: self.name(key), expected: pin, found: None })
     }
 
     /// One range by one request, of the version `pin` if there is one.
@@ -302,7 +310,11 @@ impl Transfer {
                 failure: Failure::Store(Error::Precondition { .. } | Error::NotFound { .. }),
                 attempts,
                 ..
-            }) => Ok(attempts > 1 && self.holds(key, &bytes).await?),
+            }) => match attempts > 1 {
+                false => Ok(false),
+                true if self.holds(key, &bytes).await? => Ok(true),
+                true => Err(StoreError::Undetermined { object: self.name(key) }),
+            },
             Err(exhausted) => Err(self.write_error(key, exhausted)),
         }
     }
