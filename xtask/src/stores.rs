@@ -37,10 +37,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
 
     let s3_port = free_port()?;
     let moto = interpreter.with_file_name("moto_server");
-    let _moto = Server::start(
-        Command::new(moto).args(["-H", "127.0.0.1", "-p", &s3_port.to_string()]),
-        s3_port,
-    )?;
+    let _moto = Server::start(Command::new(moto).args(["-H", "127.0.0.1", "-p", &s3_port.to_string()]), s3_port)?;
     let s3 = format!("http://127.0.0.1:{s3_port}");
 
     let azure_port = free_port()?;

@@ -154,7 +154,11 @@ impl Bucket {
                 let mut response = answer();
                 let whole = response.body.len();
                 if fault == Fault::WrongEtag {
-                    response.headers.iter_mut().filter(|(n, _)| *n == "ETag").for_each(|(_, v)| *v = "\"another\"".into());
+                    response
+                        .headers
+                        .iter_mut()
+                        .filter(|(n, _)| *n == "ETag")
+                        .for_each(|(_, v)| *v = "\"another\"".into());
                     return Reply::Whole(response);
                 }
                 response.body.truncate(whole / 2);
@@ -255,9 +259,8 @@ impl Bucket {
             state.generations += 1;
             let id = format!("upload-{}", state.generations);
             state.uploads.insert(id.clone(), Upload { key: key.to_owned(), parts: BTreeMap::new() });
-            let body = format!(
-                "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
-            );
+            let body =
+                format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
             return response(200, body.into_bytes());
         };
         let Some(upload) = state.uploads.remove(id).filter(|upload| upload.key == key) else {
@@ -268,7 +271,9 @@ impl Bucket {
         }
         let asked = String::from_utf8_lossy(&request.body).into_owned();
         let complete = upload.parts.iter().enumerate().all(|(i, (number, (etag, _)))| {
-            *number == i + 1 && asked.contains(&format!("<PartNumber>{number}</PartNumber>")) && asked.contains(etag.trim_matches('"'))
+            *number == i + 1
+                && asked.contains(&format!("<PartNumber>{number}</PartNumber>"))
+                && asked.contains(etag.trim_matches('"'))
         });
         if !complete || asked.matches("<PartNumber>").count() != upload.parts.len() {
             state.uploads.insert(id.clone(), upload);
@@ -363,8 +368,7 @@ fn iso_date(unix_ms: u64) -> String {
 }
 
 fn http_date(unix_ms: u64) -> String {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     let (year, month, day, second) = civil(unix_ms);
     let weekday = WEEKDAYS[(unix_ms / 86_400_000 % 7) as usize];

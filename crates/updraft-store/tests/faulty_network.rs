@@ -163,7 +163,11 @@ fn settle(name: &str, ledger: &Ledger, objects: &Objects, schedule: &Schedule, t
         assert_eq!(winners.len(), 1, "{key} was won by {winners:?}");
         assert_eq!(there[key], winners[0]);
     }
-    assert_eq!(there.keys().filter(|key| key.starts_with("race/")).count(), ledger.winners.len(), "a race without winner");
+    assert_eq!(
+        there.keys().filter(|key| key.starts_with("race/")).count(),
+        ledger.winners.len(),
+        "a race without winner"
+    );
     for (key, n) in &ledger.increments {
         assert_eq!(marks(&there[key]), *n, "{key} lost an update");
     }
@@ -252,7 +256,12 @@ fn slow_reads_are_overtaken_by_hedges() {
     };
     let (plain, hedged) = (read_all(false), read_all(true));
     let p99_ms = |meter: &MeterReading| meter.classes[&RequestClass::Get].latency_us_p99 / 1000;
-    println!("99 % of reads within {} ms without hedges, {} ms with {}", p99_ms(&plain), p99_ms(&hedged), hedged.hedges);
+    println!(
+        "99 % of reads within {} ms without hedges, {} ms with {}",
+        p99_ms(&plain),
+        p99_ms(&hedged),
+        hedged.hedges
+    );
     assert_eq!((plain.hedges, plain.retries, hedged.retries), (0, 0, 0));
     assert!(hedged.hedges_won > 0 && hedged.hedges <= 40, "{hedged:?}");
 }

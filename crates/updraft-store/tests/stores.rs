@@ -104,7 +104,9 @@ fn objects_come_and_go(objects: &Objects) {
         assert_ne!(objects.head(key).unwrap().etag, head.etag);
         objects.delete(key).unwrap();
         objects.delete(key).unwrap();
-        for error in [objects.get(key).map(drop), objects.head(key).map(drop), objects.get_ranges(key, &[0..1], None).map(drop)] {
+        for error in
+            [objects.get(key).map(drop), objects.head(key).map(drop), objects.get_ranges(key, &[0..1], None).map(drop)]
+        {
             let error = error.unwrap_err();
             assert!(matches!(&error, StoreError::NotFound { what } if what.contains(key)), "{error:?}");
         }
@@ -134,7 +136,10 @@ fn a_changed_object_is_never_mixed(objects: &Objects) {
     objects.put("changing", vec![2; 200_000].into()).unwrap();
     let error = objects.get_ranges("changing", &[0..10, 100_000..199_000], Some(&before)).unwrap_err();
     let StoreError::Changed { object, expected, found } = &error else { panic!("{error:?}") };
-    assert!(object.ends_with("changing") && *expected == before.etag && found.is_some() && found != expected, "{error:?}");
+    assert!(
+        object.ends_with("changing") && *expected == before.etag && found.is_some() && found != expected,
+        "{error:?}"
+    );
 
     // Replaced all the time while it is read in parts: each answer is of one version.
     let done = AtomicUsize::new(0);
@@ -179,8 +184,29 @@ fn listings_are_whole_and_by_segments(objects: &Objects) {
 
 fn odd_names_stay_what_they_are(objects: &Objects) {
     let names = [
-        "a b", "ü/ß 日本", "a+b", "a%20b", "a&b", "less<more>", "q=1", "what?", "semi;colon", "it's", "tilde~(x)", "comma,x",
-        "at@x", "dollar$x", "hash#x", "back`tick", "caret^x", "pipe|x", "{x}", "[x]", "x.", ".hidden", "colon:x",
+        "a b",
+        "ü/ß 日本",
+        "a+b",
+        "a%20b",
+        "a&b",
+        "less<more>",
+        "q=1",
+        "what?",
+        "semi;colon",
+        "it's",
+        "tilde~(x)",
+        "comma,x",
+        "at@x",
+        "dollar$x",
+        "hash#x",
+        "back`tick",
+        "caret^x",
+        "pipe|x",
+        "{x}",
+        "[x]",
+        "x.",
+        ".hidden",
+        "colon:x",
     ];
     for name in names {
         let key = format!("odd/{name}");

@@ -196,6 +196,14 @@ impl Failure {
             )
         )
     }
+
+    /// Whether a range begins after the object: refused by the server, or found out by the crate from the length in the
+    /// answer, for which its error has no type that can be named.
+    pub(super) fn is_past_the_end(&self, answer: &Answer) -> bool {
+        answer.status == Some(416)
+            || matches!(self, Failure::Store(error @ Error::Generic { .. })
+                if error.to_string().contains("Wanted range starting at"))
+    }
 }
 
 impl From<Error> for Failure {
@@ -225,6 +233,9 @@ fn may_help(failure: &Failure, answer: &Answer, attempts: u32) -> bool {
         Failure::Store(error) => error,
         Failure::Deadline { .. } | Failure::Truncated { .. } | Failure::Version { .. } => return true,
     };
+    if failure.is_past_the_end(answer) {
+        return false;
+    }
     if METADATA_HOSTS.contains(&answer.host.as_str()) {
         return attempts == 1;
     }

@@ -224,9 +224,7 @@ impl Transfer {
             let expected = pin.map(str::to_owned);
             return Err(StoreError::Changed { object: self.name(key), expected, found: None });
         }
-        // Stores differ in how they say that a range begins after the end.
-        let past_the_end = exhausted.answer.status == Some(416) || matches!(self.backend.provider, Provider::Memory);
-        if past_the_end && !matches!(exhausted.failure, Failure::Store(Error::NotFound { .. })) {
+        if exhausted.failure.is_past_the_end(&exhausted.answer) {
             return Err(beyond(self.head(key).await?.bytes));
         }
         Err(self.read_error(key, exhausted))
