@@ -2,7 +2,6 @@
 
     data.py make CASE FOLDER                  writes a case's dataset in the format of every loader that takes it
     data.py load LOADER CASE FOLDER SAMPLES   takes so many samples; prints the time of the first batch, in Unix seconds
-    data.py convert FOLDER                    TFRecord to Parquet by Beam's DirectRunner
 
 Cases: `jpeg` is pictures to normalised batches, `raw` is samples of 20 KB that are only stacked, `rows` is tables.
 """
@@ -334,24 +333,5 @@ def load(loader, case, folder, samples):
     print(first, taken)
 
 
-def convert(folder):
-    """TFRecord to Parquet, rows of the case `raw`."""
-    import apache_beam as beam
-    import pyarrow
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    folder = Path(folder)
-    out = folder / "raw/beam"
-    shutil.rmtree(out, ignore_errors=True)
-    options = PipelineOptions(["--runner=DirectRunner", f"--direct_num_workers={WORKERS}",
-                               "--direct_running_mode=multi_processing"])
-    schema = pyarrow.schema([("image", pyarrow.binary()), ("label", pyarrow.int64())])
-    with beam.Pipeline(options=options) as pipeline:
-        _ = (pipeline
-             | beam.io.ReadFromTFRecord(str(folder / "raw/tfrecord/*.tfrecord"))
-             | beam.Map(parse_example)
-             | beam.io.WriteToParquet(str(out / "part"), schema, file_name_suffix=".parquet"))
-
-
 if __name__ == "__main__":
-    {"make": make, "write": write, "load": load, "convert": convert}[sys.argv[1]](*sys.argv[2:])
+    {"make": make, "write": write, "load": load}[sys.argv[1]](*sys.argv[2:])
