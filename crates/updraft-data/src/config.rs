@@ -21,6 +21,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::shard::ShardFormat;
+
 pub use crate::mixture::Weights;
 pub use augment::{ColourJitter, GaussianBlur, Mix, RandAugment, RandomErasing, RandomResizedCrop};
 pub use pictures::{Axis, Colour, Decode, Filter, RandomCrop, Resize};
@@ -35,10 +37,12 @@ mod tokens;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetConfig {
-    /// The file, or the folder of pictures, relative to the recipe; or give `sources`.
+    /// Where the data lies, relative to the recipe: a file, a pattern over files (`train-{000..127}.tar`, `**/*.parquet`),
+    /// a folder with a manifest, with MDS's `index.json`, with files of one format or with pictures; or a URL (`s3://`,
+    /// `gs://`, `az://`, `https://`) of any of these. Or give `sources`.
     #[serde(default, skip_serializing_if = "is_no_path")]
     pub path: PathBuf,
-    /// The format; without it, what the extension says (`.parquet`, `.csv`, `.npy`, `.npz`; a folder is `folder`).
+    /// The format; without it, what manifest, index or extensions say; a folder without any of them is `folder`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// The part of the rows that is used, as fractions in the order of the source; without it, all. Text is cut by
@@ -163,11 +167,31 @@ fn default_ignore() -> i64 {
     -100
 }
 
+impl Format {
+    /// The format of the shards; `None` for text, which has none.
+    pub fn shard_format(&self) -> Option<ShardFormat> {
+        Some(match self {
+            Format::Parquet => ShardFormat::Parquet,
+            Format::Folder => ShardFormat::Folder,
+            Format::Csv => ShardFormat::Csv,
+            Format::Npy => ShardFormat::Npy,
+            Format::Npz => ShardFormat::Npz,
+            Format::Mds => ShardFormat::Mds,
+            Format::Tar => ShardFormat::Tar,
+            Format::Tfrecord => ShardFormat::TfRecord,
+            Format::TfrecordRaw => ShardFormat::TfRecordRaw,
+            Format::Arrow => ShardFormat::Arrow,
+            Format::Jsonl => ShardFormat::JsonLines,
+            Format::Text(_) => return None,
+        })
+    }
+}
+
 /// The format of a source, and its columns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Format {
-    /// One Parquet file. Columns are named by their path (`image`, `image.bytes`); lists must be of one length.
+    /// Parquet. Columns are named by their path (`image`, `image.bytes`); lists must be of one length.
     Parquet,
     /// A folder with a folder of pictures for each class. Columns: `image` (bytes), `label` (`i64`, the classes in
     /// alphabetical order).
@@ -179,6 +203,19 @@ pub enum Format {
     Npy,
     /// Several NumPy arrays with equal first dimensions. Columns: their names.
     Npz,
+    /// MosaicML Streaming's shards, listed by `index.json`. Columns: those of the index.
+    Mds,
+    /// WebDataset's archives: files that share a name up to the first dot are one sample. Columns: `__key__`, and the rest
+    /// of each name (`jpg`, `cls`).
+    Tar,
+    /// TFRecord of `tf.train.Example`, compressed with gzip where the name ends with `.gz`. Columns: the features.
+    Tfrecord,
+    /// TFRecord of anything. Column: `record`.
+    TfrecordRaw,
+    /// Arrow IPC, file or stream.
+    Arrow,
+    /// One JSON object a line. Columns: its keys.
+    Jsonl,
     /// Text, character by character. Columns: `inputs` and `targets`, both `i64` of `context` characters, the targets
     /// one character further on.
     Text(TextConfig),

@@ -16,7 +16,8 @@ use crate::filter::Filter;
 use crate::mixture::Weights;
 use crate::order::Shuffle;
 use crate::picture::{Picture, PicturePlan, Workspace};
-use crate::source::{self, Cells, Source};
+use crate::source::place::is_url;
+use crate::source::{self, Access, Cells, Source};
 use crate::stall::{Stage, Stopwatch};
 use crate::text::Vocabulary;
 use crate::transform::Plan;
@@ -102,15 +103,20 @@ impl Dataset {
     /// Opens the source and makes the tensors of its first sample, so that a mistake in the configuration shows now. A
     /// relative path starts at `base`, the folder of the recipe.
     pub fn open(config: &DatasetConfig, base: &Path) -> Result<Dataset, DataError> {
-        let path = base.join(&config.path);
+        Dataset::open_with(config, base, &Access::default())
+    }
+
+    /// The same, with what is needed to reach the stores that its path leads to.
+    pub fn open_with(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Dataset, DataError> {
+        let path = if is_url(&config.path.to_string_lossy()) { config.path.clone() } else { base.join(&config.path) };
         let for_samples =
             DatasetConfig { memory_bytes: config.memory_bytes - queue_share(config.memory_bytes), ..config.clone() };
         let (opened, blocks) = match (config.sources.is_empty(), config.path.as_os_str().is_empty()) {
             (true, true) => return Err(DataError::Loader("a dataset needs `path` or `sources`".into())),
             (false, false) => return Err(DataError::Loader("`path` and `sources` exclude each other".into())),
-            (false, true) => source::open_all(&for_samples, base)?,
+            (false, true) => source::open_all(&for_samples, base, access)?,
             (true, false) => {
-                let opened = source::open(&for_samples, &path)?;
+                let opened = source::open(&for_samples, base, access)?;
                 let blocks = vec![opened.source.block_rows().len()];
                 (opened, blocks)
             }
@@ -430,13 +436,31 @@ impl Dataset {
         }
     }
 
+    /// Lists that all are of one length, as the rows of a tensor.
+    fn stacked(&self, tensor: &PlannedTensor, lists: &[Tensor], samples: &[u64]) -> Result<Tensor, DataError> {
+        let refused = |reason: String| DataError::tensor(&tensor.name, reason);
+        let Some(first) = lists.first() else { return Err(refused("a batch of no samples".into())) };
+        let known = self.facts.tensors.iter().find(|t| t.name == tensor.name && tensor.plan.keeps_shape());
+        let length = known.and_then(|t| t.shape.first().copied()).unwrap_or(first.len());
+        if let Some(at) = lists.iter().position(|list| list.len() != length) {
+            return Err(DataError::Sample {
+                sample: self.source.row_name(samples[at]),
+                column: self.columns[tensor.columns[0]].clone(),
+                reason: format!(
+                    "holds lists of different lengths: {} here, {length} in others; pack them, or write them of one length",
+                    lists[at].len()
+                ),
+            });
+        }
+        let bytes: Vec<u8> = lists.iter().flat_map(|list| list.bytes().iter().copied()).collect();
+        Tensor::from_bytes(first.dtype(), &[lists.len(), length], &bytes).map_err(|e| refused(e.to_string()))
+    }
+
     fn numbers(&self, tensor: &PlannedTensor, samples: &[u64], watch: &mut Stopwatch) -> Result<Tensor, DataError> {
         let refused = |reason: &str| Err(DataError::tensor(&tensor.name, reason));
         match self.cells(tensor, samples, watch)? {
             Cells::Numbers(tensor) => Ok(tensor),
-            Cells::Lists(_) => {
-                refused("holds lists, which become a tensor only where all are of one length or are packed")
-            }
+            Cells::Lists(_) => refused("holds lists, which become no tensor by themselves; pack them"),
             Cells::Bytes(_) => refused(
                 "holds text or bytes, which become no tensor without `decode`, `index_of`, `tokenize` or `elements`",
             ),
@@ -452,6 +476,11 @@ impl Dataset {
         watch.lap(Stage::Fetch);
         let mut cells =
             if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };
+        if self.pack.is_none()
+            && let Cells::Lists(lists) = &cells
+        {
+            cells = Cells::Numbers(self.stacked(tensor, lists, samples)?);
+        }
         for step in steps {
             cells = step.apply(cells).map_err(|(place, reason)| match place {
                 Some(place) => DataError::Sample {

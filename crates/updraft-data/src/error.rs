@@ -76,6 +76,15 @@ pub enum DataError {
         /// What can be done.
         advice: &'static str,
     },
+    /// A store does not give or take an object.
+    #[error(transparent)]
+    Store(#[from] updraft_store::StoreError),
+    /// Others changed a dataset while it was being committed.
+    #[error("{name} was moved to another version meanwhile; look at that version and commit again")]
+    Raced {
+        /// The pointer to the newest version.
+        name: String,
+    },
     /// A loader cannot be made as asked.
     #[error("{0}")]
     Loader(String),

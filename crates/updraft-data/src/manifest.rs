@@ -4,15 +4,49 @@
 //! a segment: only the new shards, and the digest of the version they follow. So versions share what they have in
 //! common, older ones stay readable, and two writers who append at once both succeed: the one who comes second puts its
 //! segment behind the other's.
+//!
+//! ```
+//! use updraft_data::{Column, Kind, Manifest, Schema, ShardFacts, ShardFormat};
+//! use updraft_store::{AccessOptions, Objects};
+//!
+//! let objects = Objects::open("memory:", &Default::default(), &AccessOptions::default())?;
+//! let schema = Schema::new(vec![Column { name: "text".into(), kind: Kind::Text }])?;
+//! let first = Manifest::new(schema.clone(), vec![ShardFacts::new("a.mds", ShardFormat::Mds, 100, 3)]);
+//! let first = first.commit(&objects)?;
+//! let more = Manifest::after(first, schema, vec![ShardFacts::new("b.mds", ShardFormat::Mds, 90, 2)]);
+//! let second = more.commit(&objects)?;
+//! let version = Manifest::load(&objects, None)?.expect("something was committed");
+//! assert_eq!((version.digest, version.manifest.samples()), (second, 5));
+//! assert_eq!(Manifest::load(&objects, Some(&first))?.map(|v| v.manifest.samples()), Some(3));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use updraft_base::Digest;
+use updraft_store::{Created, Objects, ReadObjects};
 
+use crate::error::DataError;
 use crate::schema::Schema;
 use crate::source::shard::{Block, ShardFormat};
 
 /// The version of the JSON form. Another is refused, not guessed at.
 pub const MANIFEST_FORMAT: u64 = 1;
+
+/// The object that names the newest version.
+pub const LATEST: &str = "LATEST";
+
+/// Segments that are followed before a manifest lists all shards again, which bounds what opening reads.
+const SEGMENTS_MAX: usize = 32;
+
+/// How often a commit is tried again when others commit meanwhile.
+const RACES_MAX: usize = 100;
+
+/// Bytes of a manifest, at most: ten million shards.
+const BYTES_MAX: u64 = 4 << 30;
 
 /// A version of a dataset, or the segment that a version adds to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,7 +56,7 @@ pub struct Manifest {
     pub format: u64,
     /// The version before.
     pub parent: Option<Digest>,
-    /// Whether the parent's shards come first; otherwise they are replaced, or listed here again.
+    /// Whether the parent's shards come first; otherwise all shards are listed here.
     pub appends: bool,
     /// The columns of every shard.
     pub schema: Schema,
@@ -42,7 +76,7 @@ pub struct ShardFacts {
     pub bytes: u64,
     /// Its rows.
     pub samples: u64,
-    /// Its blocks, where the format has no index of its own.
+    /// Its blocks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<Block>,
     /// The tag that the store gave this very object when it was listed. It is not kept: copies of a dataset have others.
@@ -57,4 +91,277 @@ pub struct ShardFacts {
     /// Statistics of its columns, by name.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub columns: serde_json::Map<String, serde_json::Value>,
+}
+
+impl ShardFacts {
+    /// Facts of a shard of which no more is known.
+    pub fn new(key: &str, format: ShardFormat, bytes: u64, samples: u64) -> ShardFacts {
+        ShardFacts {
+            key: key.to_owned(),
+            format,
+            bytes,
+            samples,
+            blocks: Vec::new(),
+            etag: None,
+            xxh3: None,
+            sha256: None,
+            columns: serde_json::Map::new(),
+        }
+    }
+
+    /// The same facts, with the hash of the shard's bytes.
+    pub fn hashed(self, bytes: &[u8]) -> ShardFacts {
+        let xxh3 = Some(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)));
+        ShardFacts { xxh3, sha256: Some(Digest::of(bytes)), ..self }
+    }
+
+    /// Whether blocks, samples and key make sense together.
+    fn check(&self) -> Result<(), String> {
+        let key = &self.key;
+        let inside = |part: &str| !part.is_empty() && part != "." && part != "..";
+        if !key.split('/').all(inside) {
+            return Err(format!("the shard `{key:.200}` leads out of the dataset's folder"));
+        }
+        if self.blocks.is_empty() {
+            return Ok(());
+        }
+        let rows = self.blocks.iter().try_fold(0u64, |sum, block| sum.checked_add(block.rows));
+        if rows != Some(self.samples) {
+            return Err(format!("the blocks of shard `{key}` do not hold its {} samples", self.samples));
+        }
+        if self.blocks.iter().any(|b| b.rows == 0) {
+            return Err(format!("shard `{key}` has a block without rows"));
+        }
+        Ok(())
+    }
+}
+
+/// A version as it was found: all its shards, and what it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Version {
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// All its shards, those of its segments in order.
+    pub manifest: Manifest,
+    /// How many segments it was put together from.
+    pub segments: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Latest {
+    format: u64,
+    digest: Digest,
+}
+
+impl Manifest {
+    /// A dataset of these shards.
+    pub fn new(schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
+        Manifest { format: MANIFEST_FORMAT, parent: None, appends: false, schema, shards }
+    }
+
+    /// More shards for a version.
+    pub fn after(parent: Digest, schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
+        Manifest { format: MANIFEST_FORMAT, parent: Some(parent), appends: true, schema, shards }
+    }
+
+    /// The number of samples listed here.
+    pub fn samples(&self) -> u64 {
+        self.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.samples))
+    }
+
+    /// The digest of its JSON form.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.json())
+    }
+
+    fn json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("keys are text and numbers are finite");
+        json.push(b'\n');
+        json
+    }
+
+    /// The digest that `LATEST` names, without reading what it names.
+    pub fn latest(objects: &Objects) -> Result<Option<Digest>, DataError> {
+        latest(objects)
+    }
+
+    /// A version with all its shards; `None` where nothing was ever committed.
+    pub fn load(objects: &Objects, version: Option<&Digest>) -> Result<Option<Version>, DataError> {
+        Version::load(objects, version)
+    }
+
+    /// Keeps this manifest and makes it the newest version. Where it appends and others appended meanwhile, it is put
+    /// behind theirs, so the digest given back may differ from [`digest`](Manifest::digest). Shards that the version
+    /// before already has are not added again, so a retried commit changes nothing.
+    ///
+    /// # Errors
+    /// [`DataError::Raced`] where it replaces all shards and others committed meanwhile; shards of other columns; two
+    /// shards under one name.
+    pub fn commit(&self, objects: &Objects) -> Result<Digest, DataError> {
+        let name = ReadObjects::name(objects, LATEST);
+        for _ in 0..RACES_MAX {
+            let expected = match objects.head(LATEST) {
+                Ok(facts) => Some(facts),
+                Err(error) if error.is_not_found() => None,
+                Err(error) => return Err(error.into()),
+            };
+            let before = match &expected {
+                None => None,
+                Some(_) => latest(objects)?,
+            };
+            let Some(next) = self.behind(before, objects)? else {
+                return before.ok_or_else(|| DataError::file(name.as_ref(), "has nothing to commit"));
+            };
+            let json = Bytes::from(next.json());
+            let digest = Digest::of(&json);
+            // The same manifest may be there from an earlier try.
+            if objects.create(&manifest_key(&digest), json.clone())? == Created::Exists
+                && objects.get(&manifest_key(&digest))? != json
+            {
+                let reason = "holds other bytes than its name says";
+                return Err(DataError::file(ReadObjects::name(objects, &manifest_key(&digest)).as_ref(), reason));
+            }
+            let latest = serde_json::to_vec(&Latest { format: MANIFEST_FORMAT, digest });
+            let latest = latest.map_err(|e| DataError::file(name.as_ref(), e.to_string()))?;
+            let moved = match &expected {
+                None => objects.create(LATEST, latest.into())? == Created::New,
+                Some(expected) => objects.update(LATEST, latest.into(), expected)?,
+            };
+            if moved {
+                return Ok(digest);
+            }
+            if !self.appends {
+                return Err(DataError::Raced { name });
+            }
+        }
+        Err(DataError::Raced { name })
+    }
+
+    /// This manifest as it would follow `before`. `None` where `before` has it all.
+    fn behind(&self, before: Option<Digest>, objects: &Objects) -> Result<Option<Manifest>, DataError> {
+        let Some(before) = before else {
+            return Ok(Some(Manifest { parent: None, appends: false, ..self.clone() }));
+        };
+        if !self.appends {
+            // The same dataset once more is the same version.
+            let same = Manifest { parent: self.parent.or(Some(before)), ..self.clone() };
+            let version = Version::load(objects, Some(&before))?;
+            let known = version.is_some_and(|v| v.manifest.schema == self.schema && v.manifest.shards == without_tags(&self.shards));
+            return Ok((!known).then_some(same));
+        }
+        let Some(Version { manifest, segments, .. }) = Version::load(objects, Some(&before))? else {
+            return Ok(Some(Manifest { parent: None, appends: false, ..self.clone() }));
+        };
+        let place = |key: &str| ReadObjects::name(objects, key);
+        if let Some(difference) = manifest.schema.difference(&self.schema) {
+            let reason = format!("{difference} as in the version {before} that it would follow");
+            return Err(DataError::file(place(LATEST).as_ref(), reason));
+        }
+        let known: HashMap<&str, &ShardFacts> = manifest.shards.iter().map(|s| (s.key.as_str(), s)).collect();
+        let mut added = Vec::new();
+        for shard in without_tags(&self.shards) {
+            match known.get(shard.key.as_str()) {
+                None => added.push(shard),
+                Some(same) if **same == shard => {}
+                Some(_) => {
+                    return Err(DataError::file(place(&shard.key).as_ref(), "is a shard of the dataset already, with other facts"));
+                }
+            }
+        }
+        if added.is_empty() {
+            return Ok(None);
+        }
+        let whole = segments >= SEGMENTS_MAX;
+        let shards = if whole { [manifest.shards, added].concat() } else { added };
+        let schema = manifest.schema;
+        Ok(Some(Manifest { format: MANIFEST_FORMAT, parent: Some(before), appends: !whole, schema, shards }))
+    }
+}
+
+fn without_tags(shards: &[ShardFacts]) -> Vec<ShardFacts> {
+    shards.iter().map(|shard| ShardFacts { etag: None, ..shard.clone() }).collect()
+}
+
+fn manifest_key(digest: &Digest) -> String {
+    format!("manifests/{}.json", digest.hex())
+}
+
+fn latest(objects: &dyn ReadObjects) -> Result<Option<Digest>, DataError> {
+    let Some(text) = read_small(objects, LATEST)? else { return Ok(None) };
+    let damaged = |reason: String| DataError::file(objects.name(LATEST).as_ref(), reason);
+    let Latest { format, digest } = serde_json::from_slice(&text).map_err(|e| damaged(format!("is damaged: {e}")))?;
+    if format != MANIFEST_FORMAT {
+        return Err(damaged(format!("has format {format}; this version reads format {MANIFEST_FORMAT}")));
+    }
+    Ok(Some(digest))
+}
+
+fn read_small(objects: &dyn ReadObjects, key: &str) -> Result<Option<Bytes>, DataError> {
+    let facts = match objects.facts(key) {
+        Ok(facts) => facts,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if facts.bytes > BYTES_MAX {
+        return Err(DataError::file(objects.name(key).as_ref(), format!("is of {} bytes", facts.bytes)));
+    }
+    Ok(objects.read(key, &[0..facts.bytes])?.pop())
+}
+
+impl Version {
+    /// A version with all its shards; `None` where nothing was ever committed.
+    ///
+    /// # Errors
+    /// A manifest that is missing, damaged, or not what its name says; all name the object.
+    pub fn load(objects: &dyn ReadObjects, version: Option<&Digest>) -> Result<Option<Version>, DataError> {
+        let digest = match version {
+            Some(digest) => *digest,
+            None => match latest(objects)? {
+                Some(digest) => digest,
+                None => return Ok(None),
+            },
+        };
+        let mut segments: Vec<Manifest> = Vec::new();
+        let mut next = Some(digest);
+        while let Some(digest) = next {
+            let key = manifest_key(&digest);
+            let damaged = |reason: String| DataError::file(objects.name(&key).as_ref(), reason);
+            let text = read_small(objects, &key)?;
+            let text = text.ok_or_else(|| damaged(format!("is missing, and the version {digest} is to be read")))?;
+            let found = Digest::of(&text);
+            if found != digest {
+                return Err(damaged(format!("has the digest {found}: it is damaged")));
+            }
+            let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| damaged(format!("is damaged: {e}")))?;
+            if manifest.format != MANIFEST_FORMAT {
+                let reason = format!("has format {}; this version reads format {MANIFEST_FORMAT}", manifest.format);
+                return Err(damaged(reason));
+            }
+            manifest.shards.iter().try_for_each(ShardFacts::check).map_err(damaged)?;
+            if let Some(first) = segments.first()
+                && let Some(difference) = manifest.schema.difference(&first.schema)
+            {
+                return Err(damaged(format!("its next segment differs: {difference}")));
+            }
+            // A chain cannot close into a ring: each digest covers the one before.
+            next = manifest.parent.filter(|_| manifest.appends);
+            segments.push(manifest);
+        }
+        let count = segments.len();
+        let mut manifest = segments.remove(0);
+        let own = std::mem::take(&mut manifest.shards);
+        let earlier = segments.into_iter().rev().flat_map(|segment| segment.shards);
+        manifest.shards = earlier.chain(own).collect();
+        let mut keys = HashMap::with_capacity(manifest.shards.len());
+        if let Some(twice) = manifest.shards.iter().find(|shard| keys.insert(shard.key.as_str(), ()).is_some()) {
+            let key = manifest_key(&digest);
+            return Err(DataError::file(objects.name(&key).as_ref(), format!("lists the shard `{}` twice", twice.key)));
+        }
+        manifest.appends = false;
+        Ok(Some(Version { digest, manifest, segments: count }))
+    }
+
+    pub(crate) fn read(objects: &Arc<dyn ReadObjects>, version: Option<&Digest>) -> Result<Option<Version>, DataError> {
+        Version::load(&**objects, version)
+    }
 }

@@ -83,7 +83,7 @@ fn zip_to(path: &Path, arrays: &[(String, Tensor)]) -> Result<(), DataError> {
     file.sync_all().map_err(DataError::io(path))
 }
 
-fn header_of(tensor: &Tensor) -> Result<Vec<u8>, String> {
+pub(crate) fn header_of(tensor: &Tensor) -> Result<Vec<u8>, String> {
     let dtype = tensor.dtype();
     let Some((_, code)) = TYPES.iter().find(|(d, _)| *d == dtype) else {
         return Err(format!("NumPy has no elements of type {dtype}; cast it to one of {}", type_names()));
@@ -106,7 +106,7 @@ fn type_names() -> String {
     TYPES.iter().map(|(d, _)| d.name()).collect::<Vec<_>>().join(", ")
 }
 
-fn unzip(file: impl Read + Seek, memory_bytes: u64) -> Result<Vec<(String, Tensor)>, String> {
+pub(crate) fn unzip(file: impl Read + Seek, memory_bytes: u64) -> Result<Vec<(String, Tensor)>, String> {
     let mut archive = zip::ZipArchive::new(file).map_err(|e| format!("is not a zip archive: {e}"))?;
     let mut arrays = Vec::new();
     let mut rest_bytes = memory_bytes;
@@ -127,7 +127,7 @@ fn unzip(file: impl Read + Seek, memory_bytes: u64) -> Result<Vec<(String, Tenso
 }
 
 /// Reads one array and expects the end of the file behind it.
-fn parse(mut file: impl Read, memory_bytes: u64) -> Result<Tensor, String> {
+pub(crate) fn parse(mut file: impl Read, memory_bytes: u64) -> Result<Tensor, String> {
     let mut start = [0; 8];
     read_exact(&mut file, &mut start, "the format version")?;
     if &start[..6] != MAGIC {

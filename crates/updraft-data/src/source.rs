@@ -3,25 +3,45 @@
 //! A source gives the columns it was opened for and nothing else, checks that every cell is there, and knows how to
 //! name a row in an error. What a column means is for [`transform`](crate::transform) to say.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use updraft_base::{Digest, Hasher};
+use updraft_store::{AccessOptions, ReadObjects};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
+use crate::manifest::{self, ShardFacts};
 pub(crate) use crate::rows::{Cells, tensor_of};
+use crate::source::input::{Compression, Content, Input};
 use crate::source::part::Part;
+use crate::source::place::Place;
+use crate::source::records::RecordShard;
+use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 use crate::text::Vocabulary;
 
+mod arrow;
+mod cells;
 mod csv;
 mod folder;
+mod input;
 pub(crate) mod join;
+mod jsonl;
+pub(crate) mod mds;
 mod numpy;
 mod parquet;
 mod part;
+pub(crate) mod place;
+mod records;
+pub(crate) mod resolve;
 pub mod shard;
+mod sharded;
 mod table;
+pub(crate) mod tar;
 mod text;
+pub(crate) mod tfrecord;
+mod whole;
 
 /// Columns over numbered rows.
 pub(crate) trait Source: Send + Sync {
@@ -50,62 +70,62 @@ pub(crate) struct Opened {
     pub classes: Option<Vec<String>>,
 }
 
-/// Opens the source for the columns that the configured tensors need, or for all.
-pub(crate) fn open(config: &DatasetConfig, path: &Path) -> Result<Opened, DataError> {
-    let mut wanted: Vec<String> = Vec::new();
+/// How objects are reached, beside what a recipe says: what differs between machines and runs.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// Settings of stores (endpoint, region, …) over the providers' usual ones.
+    pub settings: BTreeMap<String, String>,
+    /// Retries, timeouts and the like.
+    pub options: AccessOptions,
+    /// Put around every store that is opened: a cache.
+    pub wrap: Option<Wrap>,
+    /// The version of the dataset to open, by the digest of its manifest; the newest without.
+    pub version: Option<Digest>,
+}
+
+/// Something that reads objects through something that does.
+pub type Wrap = Arc<dyn Fn(Arc<dyn ReadObjects>) -> Arc<dyn ReadObjects> + Send + Sync>;
+
+/// Opens the source for the columns that the configured tensors need, or for all. A relative path starts at `base`.
+pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Opened, DataError> {
+    let mut names: Vec<String> = Vec::new();
     for tensor in &config.tensors {
         let columns = if tensor.columns.is_empty() { std::slice::from_ref(&tensor.name) } else { &tensor.columns };
         for column in columns {
-            if !wanted.contains(column) {
-                wanted.push(column.clone());
+            if !names.contains(column) {
+                names.push(column.clone());
             }
         }
     }
     // Without tensors all columns are read, so nothing need be added.
     let conditions = config.filter.iter().filter(|_| !config.tensors.is_empty());
     for condition in conditions {
-        if !wanted.contains(&condition.column) {
-            wanted.push(condition.column.clone());
+        if !names.contains(&condition.column) {
+            names.push(condition.column.clone());
         }
     }
-    let wanted = Wanted { names: (!wanted.is_empty()).then_some(wanted), path };
-    let is_folder = std::fs::metadata(path).map_err(DataError::io(path))?.is_dir();
-    let by_extension = || match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
-        _ if is_folder => Ok(Format::Folder),
-        Some("parquet") => Ok(Format::Parquet),
-        Some("csv") => Ok(Format::Csv),
-        Some("npy") => Ok(Format::Npy),
-        Some("npz") => Ok(Format::Npz),
-        _ => Err(DataError::file(
-            path,
-            "its extension does not say what it is; set `format` to one of `parquet`, `folder`, `csv`, `npy`, `npz`, \
-             or `{ text = { context = … } }`",
-        )),
-    };
-    let format = config.format.clone().map_or_else(by_extension, Ok)?;
-    if is_folder != matches!(format, Format::Folder) {
-        let reason = if is_folder { "is a folder; a file was expected" } else { "is a file; a folder was expected" };
-        return Err(DataError::file(path, reason));
-    }
-    let opened = match format {
-        Format::Parquet => parquet::open(path, &wanted, config.memory_bytes),
-        Format::Folder => folder::open(path, &wanted),
-        Format::Csv => csv::open(path, &wanted, config.memory_bytes),
-        Format::Npy => numpy::open_npy(path, &wanted, config.memory_bytes),
-        Format::Npz => numpy::open_npz(path, &wanted, config.memory_bytes),
-        Format::Text(text) => text::open(path, &wanted, &text, config.memory_bytes),
+    let place = Place::of(&config.path, base, access)?;
+    let path = place.name.clone();
+    let wanted = Wanted { names: (!names.is_empty()).then_some(names), path: &path };
+    let opened = match local_format(config, &place)? {
+        Some(Format::Folder) => folder::open(&path, &wanted),
+        Some(Format::Csv) => csv::open(&path, &wanted, config.memory_bytes),
+        Some(Format::Npy) => numpy::open_npy(&path, &wanted, config.memory_bytes),
+        Some(Format::Npz) => numpy::open_npz(&path, &wanted, config.memory_bytes),
+        Some(Format::Text(text)) => text::open(&path, &wanted, &text, config.memory_bytes),
+        _ => resolve::open(config, place, &wanted, access),
     }?;
     match config.rows {
         None => Ok(opened),
         Some(fractions) => {
-            let part = Part::new(opened.source, fractions).map_err(|reason| DataError::file(path, reason))?;
+            let part = Part::new(opened.source, fractions).map_err(|reason| DataError::file(&path, reason))?;
             Ok(Opened { source: Box::new(part), ..opened })
         }
     }
 }
 
 /// Opens the sources of a mixture, one after the other; answers how many blocks each has, too.
-pub(crate) fn open_all(config: &DatasetConfig, base: &Path) -> Result<(Opened, Vec<usize>), DataError> {
+pub(crate) fn open_all(config: &DatasetConfig, base: &Path, access: &Access) -> Result<(Opened, Vec<usize>), DataError> {
     let count = config.sources.len() as u64;
     let mut first: Option<Opened> = None;
     let mut sources = Vec::with_capacity(config.sources.len());
@@ -121,7 +141,7 @@ pub(crate) fn open_all(config: &DatasetConfig, base: &Path) -> Result<(Opened, V
             memory_bytes: config.memory_bytes / count,
             ..config.clone()
         };
-        let opened = open(&alone, &path)?;
+        let opened = open(&alone, base, access)?;
         hasher.field(opened.digest.as_bytes());
         if let Some(first) = &first {
             let differs =
@@ -142,6 +162,112 @@ pub(crate) fn open_all(config: &DatasetConfig, base: &Path) -> Result<(Opened, V
     }
     let Some(first) = first else { return Err(DataError::Loader("a mixture needs at least one source".into())) };
     Ok((Opened { source: Box::new(join::Join::new(sources)), digest: hasher.finish(), ..first }, blocks))
+}
+
+/// The format of one local file that is kept in memory whole, or of a local folder of pictures. `None` for everything
+/// that is read in shards.
+fn local_format(config: &DatasetConfig, place: &Place) -> Result<Option<Format>, DataError> {
+    let path = &place.name;
+    if !place.is_local() || place.is_pattern() {
+        return match &config.format {
+            Some(Format::Text(_)) => Err(DataError::file(path, "text is read from one local file")),
+            _ => Ok(None),
+        };
+    }
+    let is_folder = std::fs::metadata(path).map_err(DataError::io(path))?.is_dir();
+    let folder_has = |name: &str| path.join(name).is_file();
+    let format = match (&config.format, is_folder) {
+        (Some(Format::Text(_)), true) => return Err(DataError::file(path, "is a folder; a file was expected")),
+        (Some(Format::Folder), false) => return Err(DataError::file(path, "is a file; a folder was expected")),
+        (Some(format), false) => Some(format.clone()),
+        (Some(Format::Folder), true) => Some(Format::Folder),
+        (Some(_), true) => None,
+        (None, true) => {
+            let is_sharded = folder_has(manifest::LATEST) || folder_has("index.json") || holds_shards(path)?;
+            (!is_sharded).then_some(Format::Folder)
+        }
+        (None, false) => match ShardFormat::of_key(&path.to_string_lossy()) {
+            Some(ShardFormat::Csv) => Some(Format::Csv),
+            Some(ShardFormat::Npy) => Some(Format::Npy),
+            Some(ShardFormat::Npz) => Some(Format::Npz),
+            _ => None,
+        },
+    };
+    Ok(format)
+}
+
+/// Whether files of a known format lie directly in a folder, which folders of pictures never have.
+fn holds_shards(path: &Path) -> Result<bool, DataError> {
+    for entry in std::fs::read_dir(path).map_err(DataError::io(path))? {
+        let entry = entry.map_err(DataError::io(path))?;
+        if entry.path().is_file() && ShardFormat::of_key(&entry.file_name().to_string_lossy()).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Opens one shard.
+pub fn open_shard(
+    objects: &Arc<dyn ReadObjects>,
+    key: &str,
+    format: ShardFormat,
+    options: &ReadOptions,
+) -> Result<Arc<dyn ShardReader>, DataError> {
+    let bytes = objects.facts(key)?.bytes;
+    open_shard_known(objects, &ShardFacts::new(key, format, bytes, 0), None, options)
+}
+
+/// Opens a shard that a manifest or an index tells of.
+pub(crate) fn open_shard_known(
+    objects: &Arc<dyn ReadObjects>,
+    facts: &ShardFacts,
+    known: Option<&mds::Known>,
+    options: &ReadOptions,
+) -> Result<Arc<dyn ShardReader>, DataError> {
+    let ShardFacts { key, format, bytes, .. } = facts;
+    let input = Input::open(objects, key)?;
+    if input.len() != *bytes {
+        return Err(input.error(format!("is of {} bytes, and was of {bytes}: it was changed", input.len())));
+    }
+    let content = |input| Content::new(input, Compression::of_key(key), options.memory_bytes);
+    let memory_bytes = options.memory_bytes;
+    Ok(match format {
+        ShardFormat::Mds => Arc::new(mds::Mds::open(input, key, known, options)?),
+        ShardFormat::Tar => Arc::new(RecordShard::open(tar::Tar { memory_bytes }, content(input), options)?),
+        ShardFormat::TfRecord | ShardFormat::TfRecordRaw => {
+            let raw = *format == ShardFormat::TfRecordRaw;
+            Arc::new(RecordShard::open(tfrecord::TfRecord { raw, memory_bytes }, content(input), options)?)
+        }
+        ShardFormat::Parquet => Arc::new(parquet::Parquet::open(input, options)?),
+        ShardFormat::Arrow => Arc::new(arrow::Arrow::open(input, options)?),
+        ShardFormat::Csv | ShardFormat::JsonLines | ShardFormat::Npy | ShardFormat::Npz => {
+            Arc::new(whole::Whole::open(input, key, *format, options)?)
+        }
+        ShardFormat::Folder => return Err(input.error("is one object; a folder of pictures has many")),
+    })
+}
+
+/// XXH3 and SHA-256 of a shard as it lies there; `seen` is told how many bytes were read.
+pub(crate) fn shard_hash(
+    objects: &Arc<dyn ReadObjects>,
+    facts: &ShardFacts,
+    mut seen: impl FnMut(u64),
+) -> Result<(u64, Digest), DataError> {
+    const PIECE_BYTES: u64 = 8 << 20;
+    let input = Input::open(objects, &facts.key)?;
+    let mut sha256 = Hasher::new();
+    let mut xxh3 = xxhash_rust::xxh3::Xxh3::new();
+    let mut at = 0;
+    while at < input.len() {
+        let end = (at + PIECE_BYTES).min(input.len());
+        let piece = input.read(at..end)?;
+        sha256.update(&piece);
+        xxh3.update(&piece);
+        seen(piece.len() as u64);
+        at = end;
+    }
+    Ok((xxh3.digest(), sha256.finish()))
 }
 
 /// The columns that are needed of a file.

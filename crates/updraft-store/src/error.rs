@@ -151,3 +151,10 @@ pub enum StoreError {
 fn shown(version: &Option<String>) -> &str {
     version.as_deref().unwrap_or("unknown")
 }
+
+impl StoreError {
+    /// Whether what was asked for does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::NotFound { .. })
+    }
+}

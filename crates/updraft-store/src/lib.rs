@@ -33,10 +33,12 @@ use updraft_base::Digest;
 
 mod artifact;
 mod error;
+mod files;
 mod objects;
 
 pub use artifact::{Artifact, Origin};
 pub use error::StoreError;
+pub use files::LocalFiles;
 pub use objects::{
     AccessError, AccessOptions, ClassReading, Created, MeterReading, ObjectFacts, Objects, ReadObjects, RequestClass,
     RequestPrices,

@@ -4,33 +4,20 @@ use std::path::Path;
 
 use bytes::Bytes;
 use updraft_base::Digest;
-use updraft_graph::Tensor;
 
 use crate::error::DataError;
+use crate::schema::Schema;
 use crate::source::table::Table;
-use crate::source::{Cells, Opened, Wanted, read_whole};
+use crate::source::whole::{self, TableColumn, type_cells};
+use crate::source::{Opened, Wanted, read_whole};
 
 pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Opened, DataError> {
     let text = Bytes::from(read_whole(path, memory_bytes)?);
     let digest = Digest::of(&text);
-    let unreadable = |e: csv::Error| DataError::file(path, e.to_string());
-    let mut reader = csv::ReaderBuilder::new().from_reader(text.as_ref());
-    let header: Vec<String> = reader.headers().map_err(unreadable)?.iter().map(|h| h.trim().to_owned()).collect();
-    if let Some(twice) = header.iter().enumerate().find(|(i, h)| header[..*i].contains(h)).map(|(_, h)| h) {
-        return Err(DataError::file(path, format!("has two columns `{twice}`")));
-    }
+    let damaged = |reason: String| DataError::file(path, reason);
+    let header = header(&text).map_err(damaged)?;
     let (columns, places) = wanted.among(&header)?;
-
-    let mut cells: Vec<Vec<Bytes>> = vec![Vec::new(); places.len()];
-    let mut lines = Vec::new();
-    let mut record = csv::ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(unreadable)? {
-        lines.push(record.position().map_or(0, csv::Position::line));
-        for (column, place) in cells.iter_mut().zip(&places) {
-            // Rows of another length were refused by the reader.
-            column.push(Bytes::copy_from_slice(record.get(*place).unwrap_or_default().trim_ascii()));
-        }
-    }
+    let (cells, lines) = cells(&text, &places).map_err(damaged)?;
     if lines.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), reason: "there is a header and nothing else".into() });
     }
@@ -42,7 +29,7 @@ pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Op
     };
     let mut typed = Vec::with_capacity(cells.len());
     for (column, cells) in columns.iter().zip(cells) {
-        typed.push(type_column(cells).map_err(|(row, reason)| DataError::Sample {
+        typed.push(type_cells(cells, None).1.map_err(|(row, reason)| DataError::Sample {
             sample: name(row),
             column: column.clone(),
             reason,
@@ -52,22 +39,40 @@ pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Op
     Ok(Opened { source, columns, digest, vocabulary: None, classes: None })
 }
 
-/// A column as whole numbers, as numbers, or as text. A row and a reason where a cell is missing, or is a number that no
-/// model should see.
-fn type_column(cells: Vec<Bytes>) -> Result<Cells, (u64, String)> {
-    if let Some(row) = cells.iter().position(|c| c.is_empty()) {
-        return Err((row as u64, "the cell is empty".into()));
+/// All columns of a file, for a shard.
+pub(super) fn table(text: &[u8], wanted: Option<&Schema>) -> Result<whole::Table, String> {
+    let header = header(text)?;
+    let (cells, lines) = cells(text, &(0..header.len()).collect::<Vec<_>>())?;
+    let typed = |(name, cells): (String, Vec<Bytes>)| {
+        let kind = wanted.and_then(|s| s.columns.iter().find(|c| c.name == name)).map(|c| &c.kind);
+        let (kind, cells) = type_cells(cells, kind);
+        TableColumn { name, kind, cells }
+    };
+    Ok(whole::Table { rows: lines.len() as u64, columns: header.into_iter().zip(cells).map(typed).collect(), lines })
+}
+
+fn header(text: &[u8]) -> Result<Vec<String>, String> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(text);
+    let header: Vec<String> =
+        reader.headers().map_err(|e| e.to_string())?.iter().map(|h| h.trim().to_owned()).collect();
+    match header.iter().enumerate().find(|(i, h)| header[..*i].contains(h)) {
+        Some((_, twice)) => Err(format!("has two columns `{twice}`")),
+        None => Ok(header),
     }
-    fn all<T: std::str::FromStr>(cells: &[Bytes]) -> Option<Vec<T>> {
-        cells.iter().map(|c| std::str::from_utf8(c).ok()?.parse().ok()).collect()
+}
+
+/// The cells of the columns at `places`, and the line of each row.
+fn cells(text: &[u8], places: &[usize]) -> Result<(Vec<Vec<Bytes>>, Vec<u64>), String> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(text);
+    let mut cells: Vec<Vec<Bytes>> = vec![Vec::new(); places.len()];
+    let mut lines = Vec::new();
+    let mut record = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut record).map_err(|e| e.to_string())? {
+        lines.push(record.position().map_or(0, csv::Position::line));
+        for (column, place) in cells.iter_mut().zip(places) {
+            // Rows of another length were refused by the reader.
+            column.push(Bytes::copy_from_slice(record.get(*place).unwrap_or_default().trim_ascii()));
+        }
     }
-    if let Some(integers) = all::<i64>(&cells) {
-        return Ok(Cells::Numbers(Tensor::vector(&integers)));
-    }
-    let Some(floats) = all::<f64>(&cells) else { return Ok(Cells::Bytes(cells)) };
-    if let Some(row) = floats.iter().position(|v| !v.is_finite()) {
-        let cell = String::from_utf8_lossy(&cells[row]);
-        return Err((row as u64, format!("`{cell}` is not a finite number")));
-    }
-    Ok(Cells::Numbers(Tensor::vector(&floats)))
+    Ok((cells, lines))
 }

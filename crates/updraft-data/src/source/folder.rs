@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use updraft_base::digest::Hasher;
 use updraft_graph::Tensor;
+use updraft_store::ReadObjects;
 
 use crate::error::DataError;
-use crate::source::{Cells, Opened, Source, Wanted};
+use crate::source::place::Place;
+use crate::source::{Access, Cells, Opened, Source, Wanted};
 
 /// What the picture decoder reads.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
@@ -50,6 +53,76 @@ pub(super) fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     let source = Folder { files, rows, is_label: places.iter().map(|p| *p == 1).collect() };
     let digest = hasher.finish();
     Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: Some(classes) })
+}
+
+/// Opens a folder of any store, whose classes and files are its keys.
+pub(super) fn open_listed(place: &Place, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
+    let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
+    let objects = place.objects(access);
+    let mut classes: Vec<String> = Vec::new();
+    let mut keys = Vec::new();
+    let mut hasher = Hasher::new();
+    for facts in place.list()? {
+        let name = objects.name(&facts.key);
+        let Some((class, file)) = facts.key.split_once('/').filter(|(_, file)| !file.contains('/')) else {
+            return Err(DataError::file(name.as_ref(), "lies beside the folders of the classes"));
+        };
+        let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
+        if !EXTENSIONS.contains(&extension.as_str()) {
+            return Err(DataError::file(name.as_ref(), format!("is not one of {}", EXTENSIONS.join(", "))));
+        }
+        if classes.last().is_none_or(|last| last != class) {
+            classes.push(class.to_owned());
+        }
+        // Reading all pictures to hash them would be reading the dataset; the store's tag stands for the content.
+        hasher.field(facts.key.as_bytes());
+        hasher.field(facts.etag.unwrap_or_default().as_bytes());
+        hasher.field(&facts.bytes.to_le_bytes());
+        keys.push((facts.key, facts.bytes, classes.len() as i64 - 1));
+    }
+    if keys.is_empty() {
+        return Err(DataError::Empty { path: place.name.clone(), reason: String::new() });
+    }
+    let rows = [keys.len() as u64];
+    let source = Listed { objects, keys, rows, is_label: places.iter().map(|p| *p == 1).collect() };
+    let digest = hasher.finish();
+    Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: Some(classes) })
+}
+
+/// Pictures of a store: each key, its length and the number of its class.
+struct Listed {
+    objects: Arc<dyn ReadObjects>,
+    keys: Vec<(String, u64, i64)>,
+    rows: [u64; 1],
+    is_label: Vec<bool>,
+}
+
+impl Source for Listed {
+    fn block_rows(&self) -> &[u64] {
+        &self.rows
+    }
+
+    fn resident_bytes(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let keys = || rows.iter().map(|row| &self.keys[*row as usize]);
+        let read = |(key, bytes, _): &(String, u64, i64)| -> Result<Bytes, DataError> {
+            Ok(self.objects.read(key, std::slice::from_ref(&(0..*bytes)))?.pop().unwrap_or_default())
+        };
+        let cells = |column: &usize| {
+            if self.is_label[*column] {
+                return Ok(Cells::Numbers(Tensor::vector(&keys().map(|(.., label)| *label).collect::<Vec<i64>>())));
+            }
+            Ok(Cells::Bytes(keys().map(read).collect::<Result<_, _>>()?))
+        };
+        columns.iter().map(cells).collect()
+    }
+
+    fn row_name(&self, row: u64) -> String {
+        self.objects.name(&self.keys[row as usize].0)
+    }
 }
 
 /// The entries of a folder in alphabetical order, less those whose name starts with a dot.

@@ -1,208 +1,312 @@
-//! Parquet, one row group at a time.
+//! Parquet, one row group at a time, and of it only the columns asked for.
 //!
-//! Row groups are decoded when first asked for, only in the wanted columns, and kept while memory lasts; then those read
-//! longest ago go first. Order visits row groups window by window and each once an epoch, so what was read longest ago
-//! is also what is needed furthest ahead.
+//! The footer says where the columns of each row group lie; those that are wanted are fetched with one request and
+//! decoded from memory.
 //!
 //! The crate `parquet` panics on some damaged files. Those panics are caught here and are errors that name the file; all
 //! that a panic could leave in doubt is thrown away with the reader.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use parquet::basic::{Compression, ConvertedType, LogicalType, Type as PhysicalType};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArray, DataType};
-use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use bytes::{Buf, Bytes};
+use parquet::basic::{Compression, Type as PhysicalType};
+use parquet::column::reader::get_column_reader;
+use parquet::data_type::ByteArray;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescriptor;
-use updraft_base::{Digest, digest::Hasher, units};
-use updraft_graph::{DType, Element, Tensor};
+use updraft_base::units;
 
 use crate::error::DataError;
-use crate::source::{Cells, Opened, Source, Wanted, tensor_of};
+use crate::rows::Cells;
+use crate::schema::{Column, Kind, Schema};
+use crate::source::input::Input;
+use crate::source::parquet::chunk::{Chunk, Leaf, decode_column};
+use crate::source::shard::{ReadOptions, ShardReader, read_blocks};
 
+mod chunk;
 mod pages;
 
-struct Parquet {
-    path: PathBuf,
-    /// The wanted columns: their names, and their places among the leaves of the schema.
-    columns: Vec<(String, usize)>,
+/// One file.
+pub(crate) struct Parquet {
+    input: Input,
+    metadata: ParquetMetaData,
+    schema: Arc<Schema>,
+    /// The leaf of each column, or why it cannot be read; an error only for those who want it.
+    leaves: Vec<Result<usize, String>>,
     block_rows: Vec<u64>,
     /// First row of each row group, and the number of rows at the end.
     starts: Vec<u64>,
-    /// Bytes of the wanted columns of each row group before compression, largest first.
-    block_bytes: Vec<u64>,
     memory_bytes: u64,
-    state: Mutex<State>,
 }
 
-/// Behind one lock: the reader, because all reads of a file share one position, and the row groups kept, so that two
-/// threads that miss the same one read it once.
-struct State {
-    reader: SerializedFileReader<File>,
-    /// The same file once more, for looking at pages before they are decoded.
-    file: File,
-    kept: HashMap<usize, Kept>,
-    kept_bytes: u64,
-    clock: u64,
+/// Ranges of a file that were fetched, as a file for the crate `parquet`.
+struct Fetched {
+    parts: Vec<(u64, Bytes)>,
+    len: u64,
 }
 
-struct Kept {
-    columns: Arc<Vec<Cells>>,
-    bytes: u64,
-    last_read: u64,
+impl Length for Fetched {
+    fn len(&self) -> u64 {
+        self.len
+    }
 }
 
-pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Opened, DataError> {
-    let digest = digest_of(path)?;
-    let file = File::open(path).map_err(DataError::io(path))?;
-    let again = File::open(path).map_err(DataError::io(path))?;
-    let damaged = |reason: String| DataError::file(path, reason);
-    let reader = contain(|| SerializedFileReader::new(file).map_err(|e| format!("is damaged or not Parquet: {e}")))
-        .map_err(damaged)?;
-    let metadata = reader.metadata();
-    let leaves = metadata.file_metadata().schema_descr().columns();
-    let known: Vec<String> = leaves.iter().map(|c| c.path().string()).collect();
-    let (columns, places) = wanted.among(&known)?;
+impl Fetched {
+    fn from(&self, start: u64) -> Result<Bytes, ParquetError> {
+        let part = self.parts.iter().find(|(at, bytes)| (*at..at + bytes.len() as u64).contains(&start));
+        let part = part.ok_or_else(|| ParquetError::EOF(format!("byte {start} is outside of what is wanted")))?;
+        Ok(part.1.slice((start - part.0) as usize..))
+    }
+}
 
-    let mut block_rows = Vec::new();
-    let mut block_bytes = Vec::new();
-    for (index, group) in metadata.row_groups().iter().enumerate() {
-        let rows = u64::try_from(group.num_rows())
-            .map_err(|_| damaged(format!("row group {index} has a negative number of rows")))?;
-        let mut bytes = 0u64;
-        for place in &places {
-            let chunk = group.columns().get(*place).map(|c| c.uncompressed_size());
-            let size = chunk.and_then(|s| u64::try_from(s).ok());
-            bytes = bytes.saturating_add(size.ok_or_else(|| damaged(format!("row group {index} lacks a column")))?);
+impl ChunkReader for Fetched {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        Ok(self.from(start)?.reader())
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        let bytes = self.from(start)?;
+        if length > bytes.len() {
+            return Err(ParquetError::EOF(format!("{length} bytes from byte {start} on pass the end")));
         }
-        if bytes > memory_bytes {
-            return Err(DataError::Memory {
-                path: path.to_owned(),
-                what: format!("row group {index}"),
-                needed_bytes: bytes,
-                allowed_bytes: memory_bytes,
-                advice: "raise it, or write the file with smaller row groups",
+        Ok(bytes.slice(..length))
+    }
+}
+
+/// Bytes from the end that are fetched first; most footers fit.
+const FOOTER_BYTES: u64 = 256 << 10;
+
+/// Bytes of a footer, at most, where memory is bounded to less.
+const FOOTER_BYTES_MAX: u64 = 16 << 20;
+
+/// The length of the footer and the magic number.
+const TAIL_BYTES: u64 = 8;
+
+impl Parquet {
+    pub(crate) fn open(input: Input, options: &ReadOptions) -> Result<Parquet, DataError> {
+        let damaged = |reason: String| input.error(reason);
+        let metadata = read_footer(&input, options.memory_bytes)?;
+        let leaves = metadata.file_metadata().schema_descr().columns();
+
+        let mut block_rows = Vec::new();
+        let mut starts = vec![0u64];
+        for (index, group) in metadata.row_groups().iter().enumerate() {
+            let rows = u64::try_from(group.num_rows())
+                .map_err(|_| damaged(format!("row group {index} has a negative number of rows")))?;
+            if group.columns().len() != leaves.len() {
+                return Err(damaged(format!("row group {index} lacks a column")));
+            }
+            let end = starts[starts.len() - 1].checked_add(rows);
+            starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
+            block_rows.push(rows);
+        }
+
+        let found: Vec<(String, Result<Kind, String>)> = leaves
+            .iter()
+            .enumerate()
+            .map(|(place, leaf)| (leaf.path().string(), kind_of(&metadata, place, leaf)))
+            .collect();
+        let (schema, leaves) = match &options.schema {
+            Some(schema) => {
+                let places = schema.columns.iter().map(|column| place_of(&metadata, &found, column));
+                let places: Result<Vec<usize>, String> = places.collect();
+                (schema.clone(), places.map_err(damaged)?.into_iter().map(Ok).collect())
+            }
+            None => {
+                let column = |(name, kind): &(String, Result<Kind, String>)| {
+                    // What cannot be read has to be called something until someone wants it.
+                    Column { name: name.clone(), kind: kind.clone().unwrap_or(Kind::Bytes) }
+                };
+                let schema = Schema::new(found.iter().map(column).collect()).map_err(damaged)?;
+                let place = |(place, (_, kind)): (usize, (String, Result<Kind, String>))| kind.map(|_| place);
+                (Arc::new(schema), found.into_iter().enumerate().map(place).collect())
+            }
+        };
+        let memory_bytes = options.memory_bytes;
+        Ok(Parquet { input, metadata, schema, leaves, block_rows, starts, memory_bytes })
+    }
+
+    fn leaf(&self, column: usize) -> Result<usize, String> {
+        self.leaves.get(column).cloned().unwrap_or_else(|| Err(format!("there is no column {column}")))
+    }
+
+    fn decode(&self, group: usize, columns: &[usize]) -> Result<Vec<Cells>, DataError> {
+        let row_group = self.metadata.row_group(group);
+        let descriptor = self.metadata.file_metadata().schema_descr();
+        let wrong = |column: usize, reason: String| {
+            let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
+            self.input.error(format!("row group {group}, column `{name}`: {reason}"))
+        };
+        let mut ranges = Vec::with_capacity(columns.len());
+        for column in columns {
+            let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
+            let (start, length) = contain(|| Ok(row_group.column(place).byte_range())).map_err(|r| wrong(*column, r))?;
+            ranges.push(start..start.saturating_add(length));
+        }
+        let fetched = self.input.read_all(&ranges)?;
+        let parts = ranges.iter().map(|range| range.start).zip(fetched).collect();
+        let fetched = Arc::new(Fetched { parts, len: self.input.len() });
+        let mut out = Vec::with_capacity(columns.len());
+        for (at, column) in columns.iter().enumerate() {
+            let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
+            let chunk = row_group.column(place);
+            let decoded = contain(|| {
+                check_pages(&fetched.parts[at].1, chunk, self.memory_bytes)?;
+                let rows = self.block_rows[group] as usize;
+                let pages = SerializedPageReader::new(fetched.clone(), chunk, rows, None).map_err(|e| e.to_string())?;
+                let leaf = descriptor.column(place);
+                let reader = get_column_reader(leaf.clone(), Box::new(pages));
+                let wanted = Chunk {
+                    rows,
+                    first_row: self.starts[group],
+                    leaf: &leaf,
+                    root: descriptor.root_schema(),
+                    kind: &self.schema.columns[*column].kind,
+                    memory_bytes: self.memory_bytes,
+                };
+                decode_column(reader, &wanted)
             });
+            out.push(decoded.map_err(|reason| wrong(*column, reason))?);
         }
-        block_rows.push(rows);
-        block_bytes.push(bytes);
+        Ok(out)
     }
-    let mut starts = vec![0u64];
-    for rows in &block_rows {
-        let end = starts[starts.len() - 1].checked_add(*rows);
-        starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
-    }
-    if starts[starts.len() - 1] == 0 {
-        return Err(DataError::Empty { path: path.to_owned(), reason: String::new() });
-    }
-    block_bytes.sort_unstable_by(|a, b| b.cmp(a));
-    let source = Parquet {
-        path: path.to_owned(),
-        columns: columns.iter().cloned().zip(places).collect(),
-        block_rows,
-        starts,
-        block_bytes,
-        memory_bytes,
-        state: Mutex::new(State { reader, file: again, kept: HashMap::new(), kept_bytes: 0, clock: 0 }),
-    };
-    Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: None })
 }
 
-impl Source for Parquet {
-    fn block_rows(&self) -> &[u64] {
+/// What a column holds. Lists that are of one length on average in every row group are taken to be of that length, which
+/// decoding checks.
+fn kind_of(metadata: &ParquetMetaData, place: usize, leaf: &ColumnDescriptor) -> Result<Kind, String> {
+    let nested = leaf.max_rep_level() > 0;
+    let dtype = match Leaf::of(leaf)? {
+        Leaf::Bytes | Leaf::Text if nested => {
+            return Err("holds lists of texts or bytes; one for each row is read".into());
+        }
+        Leaf::Bytes => return Ok(Kind::Bytes),
+        Leaf::Text => return Ok(Kind::Text),
+        Leaf::Number(dtype) => dtype,
+    };
+    if leaf.max_rep_level() > 1 {
+        return Err("holds lists of lists; lists of numbers are read".into());
+    }
+    if !nested {
+        return Ok(Kind::scalar(dtype));
+    }
+    let mut length = None;
+    for group in metadata.row_groups() {
+        let (rows, values) = (group.num_rows(), group.columns().get(place).map_or(0, |c| c.num_values()));
+        if rows <= 0 {
+            continue;
+        }
+        let whole = (values > 0 && values % rows == 0).then_some(values / rows);
+        match (length, whole) {
+            (None, Some(found)) => length = Some(found),
+            (Some(before), Some(found)) if before == found => {}
+            _ => return Ok(Kind::List { dtype }),
+        }
+    }
+    match length.and_then(|l| usize::try_from(l).ok()) {
+        Some(length) => Ok(Kind::Number { dtype, shape: vec![length] }),
+        None => Ok(Kind::List { dtype }),
+    }
+}
+
+/// The leaf that is the column of a manifest: named by its path, or by its root where that has one leaf.
+fn place_of(
+    metadata: &ParquetMetaData,
+    found: &[(String, Result<Kind, String>)],
+    Column { name, kind }: &Column,
+) -> Result<usize, String> {
+    let leaves = metadata.file_metadata().schema_descr().columns();
+    let mut of_root = leaves.iter().enumerate().filter(|(_, leaf)| leaf.path().parts().first() == Some(name));
+    let place = found.iter().position(|(path, _)| path == name).or_else(|| match (of_root.next(), of_root.next()) {
+        (Some((place, _)), None) => Some(place),
+        _ => None,
+    });
+    let place = place.ok_or_else(|| format!("column `{name}` ({kind}) is missing"))?;
+    let is = found[place].1.clone().map_err(|reason| format!("column `{name}`: {reason}"))?;
+    let agrees = match (kind, &is) {
+        (kind, is) if kind == is => true,
+        // Lists become what decoding finds them to be.
+        (
+            Kind::Number { dtype, .. } | Kind::List { dtype },
+            Kind::Number { dtype: found, .. } | Kind::List { dtype: found },
+        ) => dtype == found && leaves[place].max_rep_level() > 0,
+        _ => false,
+    };
+    if agrees { Ok(place) } else { Err(format!("column `{name}` is {is}, not {kind}")) }
+}
+
+fn read_footer(input: &Input, memory_bytes: u64) -> Result<ParquetMetaData, DataError> {
+    let damaged = |reason: String| input.error(reason);
+    let len = input.len();
+    let start = len.saturating_sub(FOOTER_BYTES);
+    let mut end = input.read(start..len)?;
+    let tail = end.len().checked_sub(TAIL_BYTES as usize).and_then(|at| end.get(at..)).and_then(|t| t.first_chunk::<8>());
+    let tail = tail.ok_or_else(|| damaged(format!("is damaged or not Parquet: it is of {len} bytes")))?;
+    let [a, b, c, d, magic @ ..] = *tail;
+    if &magic != b"PAR1" {
+        return Err(damaged("is damaged or not Parquet: it does not end with PAR1".into()));
+    }
+    let footer = u64::from(u32::from_le_bytes([a, b, c, d])) + TAIL_BYTES;
+    if footer > len {
+        return Err(damaged(format!("is damaged or not Parquet: a footer of {footer} bytes in {len}")));
+    }
+    let most = memory_bytes.max(FOOTER_BYTES_MAX);
+    if footer > most {
+        let (needed, allowed) = (units::bytes(footer), units::bytes(most));
+        return Err(damaged(format!("its footer takes {needed}, more than {allowed}")));
+    }
+    if footer > end.len() as u64 {
+        end = input.read(len - footer..len)?;
+    }
+    let metadata = end.slice(end.len() - footer as usize..end.len() - TAIL_BYTES as usize);
+    contain(|| ParquetMetaDataReader::decode_metadata(&metadata).map_err(|e| format!("is damaged or not Parquet: {e}")))
+        .map_err(damaged)
+}
+
+impl ShardReader for Parquet {
+    fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    fn rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn blocks(&self) -> &[u64] {
         &self.block_rows
     }
 
-    fn resident_bytes(&self, blocks: u64) -> u64 {
-        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
-        self.block_bytes.iter().take(blocks).fold(0, |sum, b| sum.saturating_add(*b))
+    fn block_bytes(&self, block: usize, columns: &[usize]) -> u64 {
+        let Some(group) = self.metadata.row_groups().get(block) else { return 0 };
+        let size = |column: &usize| {
+            let chunk = group.columns().get(self.leaf(*column).ok()?)?;
+            // A size below zero is no size; decoding will say so.
+            u64::try_from(chunk.uncompressed_size()).ok()
+        };
+        columns.iter().filter_map(size).fold(0, u64::saturating_add)
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        // Blocks are held until the cells are copied, so that another thread's reading cannot take them away.
-        let mut held: HashMap<usize, Arc<Vec<Cells>>> = HashMap::new();
-        let mut places = Vec::with_capacity(rows.len());
-        {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            for row in rows {
-                let group = self.starts.partition_point(|start| start <= row) - 1;
-                if let std::collections::hash_map::Entry::Vacant(entry) = held.entry(group) {
-                    entry.insert(self.block(&mut state, group)?);
-                }
-                places.push((group, (row - self.starts[group]) as usize));
-            }
-        }
-        let cells = |column: &usize| {
-            collect(&held, *column, &places).map_err(|reason| DataError::Sample {
-                sample: rows.first().map_or_else(String::new, |row| self.row_name(*row)),
-                column: self.columns[*column].0.clone(),
-                reason,
-            })
-        };
-        columns.iter().map(cells).collect()
+        read_blocks(&self.starts, rows, columns.len(), |group| self.decode(group, columns))
+            .map_err(|failed| failed.unwrap_or_else(|reason| self.input.error(reason)))
     }
 
-    fn row_name(&self, row: u64) -> String {
-        format!("{} row {row}", self.path.display())
-    }
-}
-
-impl Parquet {
-    fn block(&self, state: &mut State, group: usize) -> Result<Arc<Vec<Cells>>, DataError> {
-        state.clock += 1;
-        if let Some(kept) = state.kept.get_mut(&group) {
-            kept.last_read = state.clock;
-            return Ok(kept.columns.clone());
-        }
-        let columns = contain(|| self.decode(state, group)).map_err(|r| DataError::file(&self.path, r))?;
-        let bytes = columns.iter().map(Cells::memory_bytes).sum();
-        while state.kept_bytes + bytes > self.memory_bytes {
-            let oldest = state.kept.iter().min_by_key(|(_, k)| k.last_read).map(|(group, _)| *group);
-            let Some(kept) = oldest.and_then(|group| state.kept.remove(&group)) else { break };
-            state.kept_bytes -= kept.bytes;
-        }
-        let columns = Arc::new(columns);
-        state.kept_bytes += bytes;
-        state.kept.insert(group, Kept { columns: columns.clone(), bytes, last_read: state.clock });
-        Ok(columns)
-    }
-
-    fn decode(&self, state: &mut State, group: usize) -> Result<Vec<Cells>, String> {
-        let rows = self.block_rows[group] as usize;
-        let metadata = state.reader.metadata();
-        let leaves = metadata.file_metadata().schema_descr().columns();
-        let group_reader = state.reader.get_row_group(group).map_err(|e| format!("row group {group}: {e}"))?;
-        let mut columns = Vec::with_capacity(self.columns.len());
-        for (name, place) in &self.columns {
-            let decoded = check_pages(&mut state.file, metadata.row_group(group).column(*place), self.memory_bytes)
-                .and_then(|()| group_reader.get_column_reader(*place).map_err(|e| e.to_string()))
-                .and_then(|reader| {
-                    let first_row = self.starts[group];
-                    let chunk = Chunk { rows, first_row, leaf: &leaves[*place], memory_bytes: self.memory_bytes };
-                    decode_column(reader, &chunk)
-                });
-            columns.push(decoded.map_err(|reason| format!("row group {group}, column `{name}`: {reason}"))?);
-        }
-        Ok(columns)
+    fn place(&self, row: u64) -> String {
+        format!("{} row {row}", self.input.name())
     }
 }
 
 /// Refuses a column chunk that would take more memory to decode than allowed.
-fn check_pages(file: &mut File, chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
-    let (start, len) = chunk.byte_range();
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
-    file.take(len).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+fn check_pages(bytes: &[u8], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
     let values = u64::try_from(chunk.num_values()).map_err(|_| "claims a negative number of values")?;
     let gzip = matches!(chunk.compression(), Compression::GZIP(_));
-    let totals = pages::totals(&bytes, values, gzip)?;
+    let totals = pages::totals(bytes, values, gzip)?;
     let value_bytes = match chunk.column_type() {
         PhysicalType::BOOLEAN => 1,
         PhysicalType::INT32 | PhysicalType::FLOAT => 4,
@@ -226,187 +330,6 @@ fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Err(format!("is damaged: its decoder gave up: {}", text.unwrap_or("no reason given")))
-        }
-    }
-}
-
-fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells, String> {
-    use ColumnReader::*;
-    use ConvertedType as C;
-    let leaf = chunk.leaf;
-    let logical = leaf.logical_type_ref();
-    let unsupported = || match logical {
-        Some(logical) => Err(format!("holds {logical:?}, which is not a number, text or bytes")),
-        None => Err(format!(
-            "holds {} as {}, which is not a number, text or bytes",
-            leaf.physical_type(),
-            leaf.converted_type()
-        )),
-    };
-    match (reader, leaf.converted_type()) {
-        (FixedLenByteArrayColumnReader(r), _) if logical == Some(&LogicalType::Float16) => {
-            chunk.numbers(r, |v| match v.data() {
-                [low, high] => Ok(half::f16::from_le_bytes([*low, *high])),
-                other => Err(format!("{} bytes are not a 16-bit float", other.len())),
-            })
-        }
-        // Timestamps in nanoseconds and the like have no converted type.
-        (_, C::NONE) if !matches!(logical, None | Some(LogicalType::String)) => unsupported(),
-        (ByteArrayColumnReader(r), C::NONE | C::UTF8 | C::ENUM | C::JSON | C::BSON) => chunk.bytes(r, |v| v),
-        (FixedLenByteArrayColumnReader(r), C::NONE) => chunk.bytes(r, |v| v.into()),
-        (BoolColumnReader(r), C::NONE) => {
-            let (values, shape) = chunk.values(r)?;
-            Tensor::from_bools(&shape, &values).map(Cells::Numbers).map_err(|e| e.to_string())
-        }
-        (Int32ColumnReader(r), C::NONE | C::INT_32) => chunk.numbers(r, Ok),
-        (Int32ColumnReader(r), C::INT_8) => chunk.numbers(r, narrow::<_, i8>),
-        (Int32ColumnReader(r), C::INT_16) => chunk.numbers(r, narrow::<_, i16>),
-        (Int32ColumnReader(r), C::UINT_8) => chunk.numbers(r, narrow::<_, u8>),
-        (Int32ColumnReader(r), C::UINT_16) => chunk.numbers(r, narrow::<_, u16>),
-        // Unsigned numbers of full width are stored by their bits.
-        (Int32ColumnReader(r), C::UINT_32) => chunk.numbers(r, |v| Ok(v.cast_unsigned())),
-        (Int64ColumnReader(r), C::NONE | C::INT_64) => chunk.numbers(r, Ok),
-        (Int64ColumnReader(r), C::UINT_64) => chunk.numbers(r, |v| Ok(v.cast_unsigned())),
-        (FloatColumnReader(r), C::NONE) => chunk.numbers(r, Ok),
-        (DoubleColumnReader(r), C::NONE) => chunk.numbers(r, Ok),
-        _ => unsupported(),
-    }
-}
-
-fn narrow<V: Copy + std::fmt::Display, T: TryFrom<V>>(value: V) -> Result<T, String> {
-    T::try_from(value).map_err(|_| format!("{value} does not fit the declared type"))
-}
-
-/// What is to be read of one column of one row group.
-struct Chunk<'a> {
-    rows: usize,
-    first_row: u64,
-    leaf: &'a ColumnDescriptor,
-    memory_bytes: u64,
-}
-
-impl Chunk<'_> {
-    /// The values of all rows, and the shape they have: one dimension, or two where each row is a list.
-    fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<(Vec<T::T>, Vec<usize>), String> {
-        let Chunk { rows, first_row, leaf, .. } = *self;
-        let (present, nested) = (leaf.max_def_level(), leaf.max_rep_level());
-        let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
-        let mut read = 0;
-        while read < rows {
-            // In parts, because the number of rows is only claimed.
-            let part = (rows - read).min(1 << 16);
-            let (records, _, _) = reader
-                .read_records(part, Some(&mut definitions), Some(&mut repetitions), &mut values)
-                .map_err(|e| e.to_string())?;
-            if records == 0 {
-                return Err(format!("ends after {read} of {rows} rows"));
-            }
-            read += records;
-        }
-        if let Some(at) = definitions.iter().position(|d| *d < present) {
-            let before = if nested == 0 { at } else { repetitions[..=at].iter().filter(|r| **r == 0).count() - 1 };
-            return Err(format!("row {} has no value", first_row + before as u64));
-        }
-        let shape = if nested == 0 { vec![rows] } else { vec![rows, self.list_length(&repetitions)?] };
-        // Levels can say that values are there which are not.
-        if values.len() != shape.iter().product::<usize>() {
-            return Err(format!("{} values for {shape:?}", values.len()));
-        }
-        Ok((values, shape))
-    }
-
-    /// The one length of all lists, whose first elements are marked by a repetition level of 0.
-    fn list_length(&self, repetitions: &[i16]) -> Result<usize, String> {
-        if self.leaf.max_rep_level() > 1 {
-            return Err("holds lists of lists; lists of one length are read".into());
-        }
-        let length = repetitions.len().checked_div(self.rows).unwrap_or(0);
-        let starts_list = |at: usize| at.is_multiple_of(length.max(1)) == (repetitions[at] == 0);
-        match (0..repetitions.len()).find(|at| !starts_list(*at)) {
-            None => Ok(length),
-            Some(at) => {
-                let before = repetitions[..at].iter().filter(|r| **r == 0).count();
-                let row = self.first_row + before.saturating_sub(1) as u64;
-                Err(format!("holds lists of different lengths near row {row}; lists of one length are read"))
-            }
-        }
-    }
-
-    fn numbers<T: DataType, E: Element>(
-        &self,
-        reader: ColumnReaderImpl<T>,
-        convert: impl Fn(T::T) -> Result<E, String>,
-    ) -> Result<Cells, String> {
-        let (values, shape) = self.values(reader)?;
-        let mut converted = Vec::with_capacity(values.len());
-        for (at, value) in values.into_iter().enumerate() {
-            let row = || self.first_row + (at / shape.get(1).copied().unwrap_or(1).max(1)) as u64;
-            converted.push(convert(value).map_err(|reason| format!("row {}: {reason}", row()))?);
-        }
-        Tensor::new(&shape, &converted).map(Cells::Numbers).map_err(|e| e.to_string())
-    }
-
-    fn bytes<T: DataType>(
-        &self,
-        reader: ColumnReaderImpl<T>,
-        convert: impl Fn(T::T) -> ByteArray,
-    ) -> Result<Cells, String> {
-        if self.leaf.max_rep_level() > 0 {
-            return Err("holds lists of texts or bytes; one for each row is read".into());
-        }
-        let (values, _) = self.values(reader)?;
-        let mut cells = Vec::with_capacity(values.len());
-        let mut rest_bytes = self.memory_bytes;
-        for value in values {
-            let value = convert(value);
-            // A dictionary can repeat one long value for every row.
-            rest_bytes = rest_bytes.checked_sub(value.len() as u64).ok_or_else(|| {
-                format!("its values take more than memory_bytes = {}", units::bytes(self.memory_bytes))
-            })?;
-            // A copy, because a cell that shares its page would keep the page in memory uncounted.
-            cells.push(Bytes::copy_from_slice(value.data()));
-        }
-        Ok(Cells::Bytes(cells))
-    }
-}
-
-/// The cells at (row group, row in it).
-fn collect(held: &HashMap<usize, Arc<Vec<Cells>>>, column: usize, places: &[(usize, usize)]) -> Result<Cells, String> {
-    let mut texts = Vec::new();
-    let mut bytes = Vec::new();
-    let mut like: Option<(DType, Vec<usize>)> = None;
-    for (group, row) in places {
-        match &held[group][column] {
-            Cells::Bytes(cells) => texts.push(cells[*row].clone()),
-            Cells::Lists(_) => return Err("holds lists of different lengths".into()),
-            Cells::Numbers(tensor) => {
-                let (_, shape) = like.get_or_insert_with(|| (tensor.dtype(), tensor.shape().to_vec()));
-                if shape[1..] != tensor.shape()[1..] {
-                    let (one, other) = (&shape[1..], &tensor.shape()[1..]);
-                    return Err(format!("holds lists of {one:?} values in one row group and of {other:?} in another"));
-                }
-                let row_bytes = tensor.byte_len() / tensor.shape()[0];
-                bytes.extend_from_slice(&tensor.bytes()[row * row_bytes..][..row_bytes]);
-            }
-        }
-    }
-    Ok(match like {
-        None => Cells::Bytes(texts),
-        Some((dtype, mut shape)) => {
-            shape[0] = places.len();
-            Cells::Numbers(tensor_of(dtype, &shape, &bytes))
-        }
-    })
-}
-
-fn digest_of(path: &Path) -> Result<Digest, DataError> {
-    let mut file = File::open(path).map_err(DataError::io(path))?;
-    let mut hasher = Hasher::new();
-    let mut bytes = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut bytes).map_err(DataError::io(path))? {
-            0 => return Ok(hasher.finish()),
-            read => hasher.update(&bytes[..read]),
         }
     }
 }

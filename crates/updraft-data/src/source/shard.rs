@@ -93,6 +93,11 @@ pub trait ShardReader: Send + Sync {
     /// The rows of each block, in order. A block is what is cheapest to read at once.
     fn blocks(&self) -> &[u64];
 
+    /// The blocks as a manifest keeps them, so that a dataset can be planned with before its shards are opened.
+    fn block_list(&self) -> Vec<Block> {
+        self.blocks().iter().map(|rows| Block { rows: *rows, offset: 0 }).collect()
+    }
+
     /// Bytes that the given columns of a block take in memory, as well as is known before reading.
     fn block_bytes(&self, block: usize, columns: &[usize]) -> u64;
 
@@ -142,4 +147,52 @@ pub struct Block {
     pub rows: u64,
     /// The first byte; it ends where the next begins.
     pub offset: u64,
+}
+
+/// Reads rows of a format whose blocks are decoded whole, each once. `starts` is the first row of each block and the
+/// number of rows at the end.
+///
+/// # Errors
+/// Those of `decode`, or the reason for which blocks do not fit together.
+pub(crate) fn read_blocks(
+    starts: &[u64],
+    rows: &[u64],
+    columns: usize,
+    mut decode: impl FnMut(usize) -> Result<Vec<Cells>, DataError>,
+) -> Result<Vec<Cells>, Result<DataError, String>> {
+    let end = starts.last().copied().unwrap_or(0);
+    if let Some(row) = rows.iter().find(|row| **row >= end) {
+        return Err(Err(format!("has no row {row}, only {end}")));
+    }
+    let block_of = |row: u64| starts.partition_point(|start| *start <= row) - 1;
+    let mut blocks: Vec<usize> = rows.iter().map(|row| block_of(*row)).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    let mut decoded = Vec::with_capacity(blocks.len());
+    for block in &blocks {
+        decoded.push(decode(*block).map_err(Ok)?);
+    }
+    if let [block] = blocks.as_slice()
+        && rows.len() as u64 == starts[block + 1] - starts[*block]
+        && rows.is_sorted_by(|a, b| a < b)
+    {
+        return Ok(decoded.pop().unwrap_or_default());
+    }
+    let mut first = Vec::with_capacity(blocks.len());
+    let mut sum = 0;
+    for block in &blocks {
+        first.push(sum);
+        sum += (starts[block + 1] - starts[*block]) as usize;
+    }
+    let place = |row: &u64| {
+        let block = block_of(*row);
+        first[blocks.partition_point(|b| *b < block)] + (row - starts[block]) as usize
+    };
+    let places: Vec<usize> = rows.iter().map(place).collect();
+    let mut out = Vec::with_capacity(columns);
+    for column in 0..columns {
+        let parts: Vec<&Cells> = decoded.iter().filter_map(|block| block.get(column)).collect();
+        out.push(Cells::concat(&parts).map_err(Err)?.gather(places.iter().copied()));
+    }
+    Ok(out)
 }

@@ -1,0 +1,497 @@
+//! Arrow IPC, file and stream: record batches, of which only the wanted columns are fetched.
+//!
+//! A file is a stream of messages between two magic numbers with a footer that lists them; `format/Message.fbs`,
+//! `Schema.fbs` and `File.fbs` of apache/arrow define both. A batch is a block. Read are numbers, booleans, text, bytes, and
+//! lists of numbers, whose buffers may be compressed; other columns are errors for those who want them.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use updraft_graph::{DType, Tensor};
+
+use crate::error::DataError;
+use crate::rows::Cells;
+use crate::schema::{Column, Kind, Schema};
+use crate::source::arrow::flatbuffer::{Table, i64_at};
+use crate::source::cells::{check_text, to_native};
+use crate::source::input::{Compression, Content, Input};
+use crate::source::shard::{ReadOptions, ShardReader, read_blocks};
+
+mod flatbuffer;
+
+const MAGIC: &[u8; 6] = b"ARROW1";
+
+/// Bytes of the metadata of one message, at most.
+const METADATA_BYTES_MAX: u64 = 64 << 20;
+
+/// Fields nest this deep at most.
+const DEPTH_MAX: usize = 32;
+
+/// One file or stream.
+pub(crate) struct Arrow {
+    content: Content,
+    schema: Arc<Schema>,
+    columns: Vec<Field>,
+    batches: Vec<Batch>,
+    block_rows: Vec<u64>,
+    starts: Vec<u64>,
+    memory_bytes: u64,
+}
+
+/// A record batch: its metadata, and where its body is.
+struct Batch {
+    metadata: Bytes,
+    body: u64,
+    body_bytes: u64,
+}
+
+/// A column: its type, and where its nodes and buffers are in each batch.
+#[derive(Clone)]
+struct Field {
+    name: String,
+    layout: Result<Layout, String>,
+    node: usize,
+    buffer: usize,
+}
+
+#[derive(Clone)]
+enum Layout {
+    Number(DType),
+    /// Offsets of 4 or 8 bytes.
+    Binary { text: bool, offset_bytes: usize },
+    FixedBinary(usize),
+    FixedList(DType, usize),
+    List { dtype: DType, offset_bytes: usize },
+}
+
+impl Layout {
+    fn kind(&self) -> Kind {
+        match self {
+            Layout::Number(dtype) => Kind::scalar(*dtype),
+            Layout::Binary { text: true, .. } => Kind::Text,
+            Layout::Binary { text: false, .. } | Layout::FixedBinary(_) => Kind::Bytes,
+            Layout::FixedList(dtype, length) => Kind::Number { dtype: *dtype, shape: vec![*length] },
+            Layout::List { dtype, .. } => Kind::List { dtype: *dtype },
+        }
+    }
+}
+
+/// What a field holds, and how many nodes and buffers it and its children take. `None` for the counts where only a batch
+/// tells, so that no field behind it can be found.
+fn field_layout(field: Table<'_>, depth: usize) -> Result<(Result<Layout, String>, Option<(usize, usize)>), String> {
+    if depth > DEPTH_MAX {
+        return Err("its fields nest too deeply".into());
+    }
+    let children = field.tables(5)?;
+    let mut below = Some((0usize, 0usize));
+    let mut inner = Vec::new();
+    for child in &children {
+        let (layout, counts) = field_layout(*child, depth + 1)?;
+        below = below.zip(counts).map(|((n, b), (nodes, buffers))| (n + nodes, b + buffers));
+        inner.push(layout);
+    }
+    let with = |nodes: usize, buffers: usize| below.map(|(n, b)| (n + nodes, b + buffers));
+    let element = |what: &str| match inner.as_slice() {
+        [Ok(Layout::Number(dtype))] if *dtype != DType::Bool => Ok(*dtype),
+        _ => Err(format!("holds {what} of something else than numbers")),
+    };
+    let kind = field.u8(2)?;
+    let parameters = field.table(3)?;
+    let parameter = |number: usize| parameters.map_or(Ok(0), |t| t.i32(number));
+    let size = |number: usize| usize::try_from(parameter(number)?).map_err(|_| "a size below zero".to_owned());
+    if field.table(4)?.is_some() {
+        // The codes of a dictionary have the buffers of numbers.
+        return Ok((Err("holds codes of a dictionary; write it without".into()), Some((1, 2))));
+    }
+    Ok(match kind {
+        1 => (Err("holds nothing but nulls".into()), Some((1, 0))),
+        2 => {
+            let signed = parameters.map_or(Ok(0), |t| t.u8(1))? != 0;
+            let dtype = match (parameter(0)?, signed) {
+                (8, true) => DType::I8,
+                (16, true) => DType::I16,
+                (32, true) => DType::I32,
+                (64, true) => DType::I64,
+                (8, false) => DType::U8,
+                (16, false) => DType::U16,
+                (32, false) => DType::U32,
+                (64, false) => DType::U64,
+                (bits, _) => return Err(format!("integers of {bits} bits")),
+            };
+            (Ok(Layout::Number(dtype)), Some((1, 2)))
+        }
+        3 => {
+            let dtype = match parameters.map_or(Ok(0), |t| t.i16(0))? {
+                0 => DType::F16,
+                1 => DType::F32,
+                2 => DType::F64,
+                other => return Err(format!("floats of the unknown precision {other}")),
+            };
+            (Ok(Layout::Number(dtype)), Some((1, 2)))
+        }
+        4 | 5 => (Ok(Layout::Binary { text: kind == 5, offset_bytes: 4 }), Some((1, 3))),
+        19 | 20 => (Ok(Layout::Binary { text: kind == 20, offset_bytes: 8 }), Some((1, 3))),
+        6 => (Ok(Layout::Number(DType::Bool)), Some((1, 2))),
+        15 => (Ok(Layout::FixedBinary(size(0)?)), Some((1, 2))),
+        16 => {
+            let length = size(0)?;
+            (element("lists").map(|dtype| Layout::FixedList(dtype, length)), with(1, 1))
+        }
+        12 => (element("lists").map(|dtype| Layout::List { dtype, offset_bytes: 4 }), with(1, 2)),
+        21 => (element("lists").map(|dtype| Layout::List { dtype, offset_bytes: 8 }), with(1, 2)),
+        13 => (Err("holds structs; write their fields as columns".into()), with(1, 1)),
+        17 => (Err("holds maps".into()), with(1, 2)),
+        7..=11 | 18 => (Err("holds decimals, times or dates, which are not numbers, text or bytes".into()), Some((1, 2))),
+        22 => (Err("holds run lengths".into()), with(1, 0)),
+        14 | 23.. => (Err(format!("is of Arrow's type {kind}, which is not read")), None),
+        0 => return Err("a field without a type".into()),
+    })
+}
+
+fn fields_of(schema: Table<'_>) -> Result<Vec<Field>, String> {
+    if schema.i16(0)? != 0 {
+        return Err("holds big-endian numbers".into());
+    }
+    let (mut node, mut buffer) = (0, 0);
+    let mut lost = false;
+    let mut fields = Vec::new();
+    for field in schema.tables(1)? {
+        let name = field.text(0)?.to_owned();
+        let (layout, counts) = field_layout(field, 0)?;
+        let layout = if lost { Err("lies behind a column that is not read".into()) } else { layout };
+        fields.push(Field { name, layout, node, buffer });
+        match counts {
+            Some((nodes, buffers)) => (node, buffer) = (node + nodes, buffer + buffers),
+            None => lost = true,
+        }
+    }
+    Ok(fields)
+}
+
+/// A message: its metadata and where its body is.
+struct Message {
+    metadata: Bytes,
+    body: u64,
+    body_bytes: u64,
+    kind: u8,
+}
+
+/// Reads the message at `at`; `None` at the end of the stream.
+fn message(content: &Content, at: u64, end: u64) -> Result<Option<Message>, DataError> {
+    let broken = |reason: String| content.input.error_at(at, reason);
+    if at == end {
+        return Ok(None);
+    }
+    let need = |count: u64| if at + count <= end { Ok(()) } else { Err(broken("a message is cut off".into())) };
+    need(4)?;
+    let word = |at: u64| -> Result<u32, DataError> {
+        let bytes = content.read(at, Some(at + 4))?;
+        Ok(bytes.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b)))
+    };
+    let first = word(at)?;
+    // Before version 1.0 the length came first.
+    let (length, start) = if first == u32::MAX {
+        need(8)?;
+        (word(at + 4)?, at + 8)
+    } else {
+        (first, at + 4)
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    let length = u64::from(length);
+    if length > METADATA_BYTES_MAX || start + length > end {
+        return Err(broken(format!("a message claims {length} bytes of metadata, and {} are left", end - start)));
+    }
+    let metadata = content.read(start, Some(start + length))?;
+    let (kind, body_bytes) = Table::root(&metadata).and_then(|m| Ok((m.u8(1)?, m.i64(3)?))).map_err(broken)?;
+    let body_bytes = u64::try_from(body_bytes).map_err(|_| broken("a body of a negative length".into()))?;
+    let body = start + length;
+    if body_bytes > end - body {
+        return Err(broken(format!("a message claims a body of {body_bytes} bytes, and {} are left", end - body)));
+    }
+    Ok(Some(Message { metadata, body, body_bytes, kind }))
+}
+
+impl Arrow {
+    pub(crate) fn open(input: Input, options: &ReadOptions) -> Result<Arrow, DataError> {
+        let content = Content::new(input, None, options.memory_bytes);
+        let len = content.input.len();
+        let damaged = |reason: String| content.input.error(reason);
+        let is_file = len >= 8 && &content.read(0, Some(6))?[..] == MAGIC;
+        // The messages of a file lie one after the other too; its footer is needed only to see that it is whole.
+        let (start, end) = if is_file { (8, footer_start(&content)?) } else { (0, len) };
+        let mut at = start;
+        let mut fields = None;
+        let mut batches = Vec::new();
+        while let Some(found) = message(&content, at, end)? {
+            let broken = |reason: String| content.input.error_at(at, reason);
+            let header = Table::root(&found.metadata).and_then(|m| m.table(2)).map_err(broken)?;
+            let header = header.ok_or_else(|| broken("a message without a header".into()))?;
+            match (found.kind, &fields) {
+                (1, None) => fields = Some(fields_of(header).map_err(broken)?),
+                (3, Some(_)) => batches.push(Batch {
+                    metadata: found.metadata.clone(),
+                    body: found.body,
+                    body_bytes: found.body_bytes,
+                }),
+                // Columns of codes are refused, so dictionaries are not needed.
+                (2, Some(_)) => {}
+                (kind, _) => return Err(broken(format!("a message of kind {kind} that does not belong here"))),
+            }
+            at = found.body + found.body_bytes;
+        }
+        let fields = fields.ok_or_else(|| damaged("is not Arrow: it has no schema".into()))?;
+        let mut starts = vec![0u64];
+        let mut block_rows = Vec::new();
+        for batch in &batches {
+            let rows = batch.header().and_then(|h| h.i64(0)).map_err(damaged)?;
+            let rows = u64::try_from(rows).map_err(|_| damaged(format!("a batch of {rows} rows")))?;
+            let end = starts[starts.len() - 1].checked_add(rows);
+            starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
+            block_rows.push(rows);
+        }
+        let kind = |field: &Field| field.layout.as_ref().map_or(Kind::Bytes, Layout::kind);
+        let column = |field: &Field| Column { name: field.name.clone(), kind: kind(field) };
+        let found = Schema::new(fields.iter().map(column).collect()).map_err(damaged)?;
+        let (schema, columns) = match &options.schema {
+            None => (Arc::new(found), fields),
+            Some(wanted) => {
+                if let Some(difference) = wanted.difference(&found) {
+                    return Err(damaged(difference));
+                }
+                let field = |c: &Column| fields.iter().find(|f| f.name == c.name).cloned();
+                (wanted.clone(), wanted.columns.iter().filter_map(field).collect())
+            }
+        };
+        let memory_bytes = options.memory_bytes;
+        Ok(Arrow { content, schema, columns, batches, block_rows, starts, memory_bytes })
+    }
+
+    fn decode(&self, batch: usize, columns: &[usize]) -> Result<Vec<Cells>, DataError> {
+        let wrong = |column: usize, reason: String| {
+            let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
+            self.content.input.error(format!("batch {batch}, column `{name}`: {reason}"))
+        };
+        let mut wanted = Vec::with_capacity(columns.len());
+        let mut ranges = Vec::new();
+        for column in columns {
+            let parts = self.parts(batch, *column).map_err(|reason| wrong(*column, reason))?;
+            ranges.extend(parts.ranges.iter().cloned());
+            wanted.push(parts);
+        }
+        let mut fetched = self.content.input.read_all(&ranges)?.into_iter();
+        let mut out = Vec::with_capacity(columns.len());
+        for (column, parts) in columns.iter().zip(wanted) {
+            let buffers: Vec<Bytes> = fetched.by_ref().take(parts.ranges.len()).collect();
+            let cells = self.cells(batch, *column, &parts, buffers);
+            out.push(cells.map_err(|reason| wrong(*column, reason))?);
+        }
+        Ok(out)
+    }
+
+    /// The nodes and buffers of a column in a batch.
+    fn parts(&self, batch: usize, column: usize) -> Result<Parts, String> {
+        let field = self.columns.get(column).ok_or("is not there")?;
+        let layout = field.layout.clone()?;
+        let batch = &self.batches[batch];
+        let header = batch.header()?;
+        let (nodes, buffers) = (header.structs(1, 16)?, header.structs(2, 16)?);
+        let codec = match header.table(3)? {
+            None => None,
+            Some(compression) => Some(compression.u8(0)?),
+        };
+        let (node_count, buffer_count) = match &layout {
+            Layout::Number(_) | Layout::FixedBinary(_) => (1, 2),
+            Layout::Binary { .. } => (1, 3),
+            Layout::FixedList(..) => (2, 3),
+            Layout::List { .. } => (2, 4),
+        };
+        for node in 0..node_count {
+            let nulls = i64_at(nodes, 2 * (field.node + node) + 1)?;
+            if nulls != 0 {
+                return Err(format!("{nulls} rows have no value"));
+            }
+        }
+        let mut ranges = Vec::with_capacity(buffer_count);
+        for buffer in field.buffer..field.buffer + buffer_count {
+            let (offset, length) = (i64_at(buffers, 2 * buffer)?, i64_at(buffers, 2 * buffer + 1)?);
+            let range = u64::try_from(offset).ok().zip(u64::try_from(length).ok());
+            let range = range.and_then(|(o, l)| Some(o..o.checked_add(l)?)).filter(|r| r.end <= batch.body_bytes);
+            let range = range.ok_or_else(|| format!("a buffer of {length} bytes at {offset} passes the body"))?;
+            ranges.push(batch.body + range.start..batch.body + range.end);
+        }
+        Ok(Parts { layout, codec, ranges })
+    }
+
+    fn cells(&self, batch: usize, column: usize, parts: &Parts, buffers: Vec<Bytes>) -> Result<Cells, String> {
+        let rows = self.block_rows[batch];
+        let mut rest = self.memory_bytes;
+        let mut open = Vec::with_capacity(buffers.len());
+        for buffer in buffers {
+            let bytes = decompress(buffer, parts.codec, rest)?;
+            rest = rest.saturating_sub(bytes.len() as u64);
+            open.push(bytes);
+        }
+        // Claimed rows are believed when a buffer holds them.
+        let rows = usize::try_from(rows).map_err(|_| "more rows than memory")?;
+        let elements = |buffer: &Bytes, count: usize, bytes: usize| {
+            let needed = count.checked_mul(bytes).filter(|n| *n <= buffer.len());
+            needed.map(|n| buffer.slice(..n)).ok_or_else(|| format!("{} bytes are not {count} values", buffer.len()))
+        };
+        let tensor = |dtype: DType, shape: &[usize], bytes: &[u8]| {
+            let mut tensor = Tensor::from_bytes(dtype, shape, bytes).map_err(|e| e.to_string())?;
+            to_native(dtype, tensor.bytes_mut());
+            Ok::<Tensor, String>(tensor)
+        };
+        match (&parts.layout, open.as_slice()) {
+            (Layout::Number(DType::Bool), [_, values]) => {
+                let bits = elements(values, rows.div_ceil(8), 1)?;
+                let bools: Vec<u8> = (0..rows).map(|row| bits[row / 8] >> (row % 8) & 1).collect();
+                tensor(DType::Bool, &[rows], &bools).map(Cells::Numbers)
+            }
+            (Layout::Number(dtype), [_, values]) => {
+                tensor(*dtype, &[rows], &elements(values, rows, dtype.size_in_memory())?).map(Cells::Numbers)
+            }
+            (Layout::FixedBinary(width), [_, values]) => {
+                let values = elements(values, rows, *width)?;
+                Ok(Cells::Bytes((0..rows).map(|row| values.slice(row * width..(row + 1) * width)).collect()))
+            }
+            (Layout::FixedList(dtype, length), [_, _, values]) => {
+                let count = rows.checked_mul(*length).ok_or("more values than memory")?;
+                tensor(*dtype, &[rows, *length], &elements(values, count, dtype.size_in_memory())?).map(Cells::Numbers)
+            }
+            (Layout::Binary { text, offset_bytes }, [_, offsets, values]) => {
+                let offsets = borders(offsets, rows, *offset_bytes, values.len())?;
+                let mut cells = Vec::with_capacity(rows);
+                for (row, border) in offsets.windows(2).enumerate() {
+                    let cell = values.slice(border[0]..border[1]);
+                    if *text {
+                        check_text(&cell).map_err(|reason| format!("row {}: {reason}", self.starts[batch] + row as u64))?;
+                    }
+                    cells.push(cell);
+                }
+                Ok(Cells::Bytes(cells))
+            }
+            (Layout::List { dtype, offset_bytes }, [_, offsets, _, values]) => {
+                let size = dtype.size_in_memory();
+                let offsets = borders(offsets, rows, *offset_bytes, values.len() / size)?;
+                let list = |border: &[usize]| {
+                    tensor(*dtype, &[border[1] - border[0]], &values[border[0] * size..border[1] * size])
+                };
+                offsets.windows(2).map(list).collect::<Result<_, _>>().map(Cells::Lists)
+            }
+            _ => Err(format!("column {column} has {} buffers", open.len())),
+        }
+    }
+}
+
+/// A column of a batch, to be fetched.
+struct Parts {
+    layout: Layout,
+    codec: Option<u8>,
+    ranges: Vec<std::ops::Range<u64>>,
+}
+
+impl Batch {
+    fn header(&self) -> Result<Table<'_>, String> {
+        Table::root(&self.metadata)?.table(2)?.ok_or_else(|| "a batch without a header".into())
+    }
+}
+
+/// Offsets of rows, checked to rise and to end within `limit` elements.
+fn borders(offsets: &[u8], rows: usize, offset_bytes: usize, limit: usize) -> Result<Vec<usize>, String> {
+    if rows == 0 {
+        return Ok(vec![0]);
+    }
+    let needed = rows.checked_add(1).and_then(|n| n.checked_mul(offset_bytes)).filter(|n| *n <= offsets.len());
+    let needed = needed.ok_or_else(|| format!("{} bytes of offsets for {rows} rows", offsets.len()))?;
+    let offset = |bytes: &[u8]| {
+        let mut word = [0; 8];
+        word[..offset_bytes].copy_from_slice(bytes);
+        usize::try_from(u64::from_le_bytes(word)).unwrap_or(usize::MAX)
+    };
+    let borders: Vec<usize> = offsets[..needed].chunks_exact(offset_bytes).map(offset).collect();
+    if !borders.is_sorted() || borders.last().is_some_and(|last| *last > limit) {
+        return Err("has rows that point outside of their values".into());
+    }
+    Ok(borders)
+}
+
+/// A buffer that may start with its length before compression.
+fn decompress(buffer: Bytes, codec: Option<u8>, most: u64) -> Result<Bytes, String> {
+    let Some(codec) = codec else { return Ok(buffer) };
+    if buffer.is_empty() {
+        return Ok(buffer);
+    }
+    let claimed = buffer.first_chunk::<8>().map(|b| i64::from_le_bytes(*b)).ok_or("a compressed buffer is cut off")?;
+    let packed = buffer.slice(8..);
+    if claimed == -1 {
+        return Ok(packed);
+    }
+    let claimed = u64::try_from(claimed).ok().filter(|n| *n <= most);
+    let claimed = claimed.ok_or_else(|| format!("a buffer that claims more than memory_bytes allows ({most} left)"))?;
+    let bytes = match codec {
+        0 => {
+            let mut out = Vec::new();
+            let read = lz4_flex::frame::FrameDecoder::new(&packed[..]).take(claimed.saturating_add(1)).read_to_end(&mut out);
+            read.map_err(|e| format!("a buffer cannot be decompressed: {e}"))?;
+            out.into()
+        }
+        1 => Compression::Zstd.decompress(&packed, claimed)?,
+        other => return Err(format!("a buffer of the unknown compression {other}")),
+    };
+    if bytes.len() as u64 != claimed {
+        return Err(format!("a buffer decompresses to {} bytes, not the {claimed} it claims", bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// Where the footer of a file starts; its length and the magic number are behind it.
+fn footer_start(content: &Content) -> Result<u64, DataError> {
+    let len = content.input.len();
+    let damaged = |reason: &str| content.input.error(reason);
+    if len < 8 + 10 {
+        return Err(damaged("is an Arrow file that is cut off"));
+    }
+    let tail = content.read(len - 10, None)?;
+    if &tail[4..] != MAGIC {
+        return Err(damaged("is an Arrow file that does not end with ARROW1: it is cut off"));
+    }
+    let footer = tail.first_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
+    let start = (len - 10).checked_sub(footer.into()).filter(|start| *start >= 8);
+    start.ok_or_else(|| damaged("is an Arrow file whose footer is longer than itself"))
+}
+
+impl ShardReader for Arrow {
+    fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    fn rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    fn blocks(&self) -> &[u64] {
+        &self.block_rows
+    }
+
+    fn block_bytes(&self, block: usize, columns: &[usize]) -> u64 {
+        let rows = self.block_rows.get(block).copied().unwrap_or(0);
+        let fixed = |column: &usize| self.schema.columns.get(*column).and_then(|c| c.kind.row_bytes());
+        match columns.iter().map(fixed).sum::<Option<usize>>() {
+            Some(bytes) => rows.saturating_mul(bytes as u64),
+            None => self.batches.get(block).map_or(0, |b| b.body_bytes).saturating_add(rows.saturating_mul(32)),
+        }
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        read_blocks(&self.starts, rows, columns.len(), |batch| self.decode(batch, columns))
+            .map_err(|failed| failed.unwrap_or_else(|reason| self.content.input.error(reason)))
+    }
+
+    fn place(&self, row: u64) -> String {
+        format!("{} row {row}", self.content.input.name())
+    }
+}

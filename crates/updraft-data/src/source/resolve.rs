@@ -1,0 +1,287 @@
+//! From the path of a recipe to shards: a manifest, an index of MDS, or whatever objects a folder, a pattern or a file name.
+//!
+//! Objects without a manifest are frozen into one in memory: their sizes, rows, blocks and columns as they are now. What
+//! is frozen is told from the objects themselves, so equal content is the same dataset wherever it lies.
+
+use std::sync::Arc;
+
+use updraft_base::{Digest, digest::Hasher};
+use updraft_store::ReadObjects;
+
+use crate::config::{DatasetConfig, Format};
+use crate::error::DataError;
+use crate::manifest::{Manifest, ShardFacts, Version};
+use crate::schema::{Kind, Schema};
+use crate::source::mds::index as mds_index;
+use crate::source::place::Place;
+use crate::source::shard::{ReadOptions, ShardFormat};
+use crate::source::sharded::{Parts, Shard, Sharded};
+use crate::source::{Access, Opened, Wanted, folder, mds, open_shard_known, shard_hash};
+
+/// A dataset's shards before columns are chosen.
+pub(crate) struct Resolved {
+    pub place: Place,
+    pub objects: Arc<dyn ReadObjects>,
+    pub schema: Arc<Schema>,
+    pub shards: Vec<Shard>,
+    /// The digest of the content.
+    pub digest: Digest,
+    /// The version of the manifest, where there is one.
+    pub version: Option<Version>,
+}
+
+/// Opens what lies at a place as a source.
+pub(crate) fn open(config: &DatasetConfig, place: Place, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
+    let format = config.format.as_ref().and_then(Format::shard_format);
+    if format == Some(ShardFormat::Folder) {
+        return folder::open_listed(&place, wanted, access);
+    }
+    let request_bytes = place.request_bytes();
+    let Resolved { place, objects, schema, shards, digest, .. } =
+        resolve(place, format, config.memory_bytes, access)?;
+    let (columns, places) = wanted.among(&schema.names())?;
+    let parts = Parts {
+        name: place.name,
+        objects,
+        schema,
+        columns: places,
+        shards,
+        memory_bytes: config.memory_bytes,
+        request_bytes,
+    };
+    let source = Box::new(Sharded::new(parts)?);
+    Ok(Opened { source, columns, digest, vocabulary: None, classes: None })
+}
+
+/// Finds the shards at a place.
+pub(crate) fn resolve(
+    place: Place,
+    format: Option<ShardFormat>,
+    memory_bytes: u64,
+    access: &Access,
+) -> Result<Resolved, DataError> {
+    let objects = place.objects(access);
+    if place.is_folder() {
+        if let Some(version) = Version::read(&objects, access.version.as_ref())? {
+            return from_manifest(place, objects, version);
+        }
+        if let Some(text) = place.get("index.json", &objects)?
+            && matches!(format, None | Some(ShardFormat::Mds))
+        {
+            return from_mds_index(place, objects, &text, memory_bytes);
+        }
+    }
+    freeze(place, objects, format, memory_bytes)
+}
+
+fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) -> Result<Resolved, DataError> {
+    let shard = |facts: &ShardFacts| Shard {
+        blocks: match facts.blocks.as_slice() {
+            [] => vec![facts.samples],
+            blocks => blocks.iter().map(|b| b.rows).collect(),
+        },
+        facts: facts.clone(),
+        mds: None,
+        reader: None,
+    };
+    let shards = version.manifest.shards.iter().map(shard).collect();
+    let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
+    Ok(Resolved { place, objects, schema, shards, digest, version: Some(version) })
+}
+
+fn from_mds_index(
+    place: Place,
+    objects: Arc<dyn ReadObjects>,
+    text: &[u8],
+    memory_bytes: u64,
+) -> Result<Resolved, DataError> {
+    let index_name = objects.name("index.json");
+    let wrong = |reason: String| DataError::file(index_name.as_ref(), reason);
+    let entries = mds_index::parse(text).map_err(wrong)?;
+    let mut hasher = Hasher::new();
+    let mut shards: Vec<Shard> = Vec::with_capacity(entries.len());
+    let mut first: Option<(String, mds::Layout)> = None;
+    for entry in entries {
+        let layout = mds::Layout::new(&entry.known.description);
+        let layout = layout.map_err(|reason| wrong(format!("shard `{}`: {reason}", entry.key)))?;
+        match &first {
+            None => first = Some((entry.key.clone(), layout)),
+            Some((key, expected)) => {
+                if let Some(difference) = expected.difference(&layout) {
+                    return Err(wrong(format!("shard `{}`: {difference} as in shard `{key}`", entry.key)));
+                }
+            }
+        }
+        let hashes = serde_json::to_vec(&(&entry.hashes, entry.bytes, entry.known.samples));
+        hasher.field(&hashes.map_err(|e| wrong(e.to_string()))?);
+        // A folder that was read from before may hold a shard without its compression.
+        let stored = place.is_local() && entry.key != entry.raw_key && objects.facts(&entry.key).is_err();
+        let (key, bytes) = if stored { (entry.raw_key, entry.known.raw_bytes) } else { (entry.key, entry.bytes) };
+        let blocks = mds::block_rows(entry.known.samples, entry.known.raw_bytes, &key);
+        let mut facts = ShardFacts::new(&key, ShardFormat::Mds, bytes, entry.known.samples);
+        facts.xxh3 = entry.hashes.get("xxh3_64").cloned().filter(|_| !stored);
+        facts.sha256 = entry.hashes.get("sha256").and_then(|hex| format!("sha256:{hex}").parse().ok()).filter(|_| !stored);
+        shards.push(Shard { facts, mds: Some(entry.known), blocks, reader: None });
+    }
+    shards.retain(|shard| shard.facts.samples > 0);
+    let Some(shard) = shards.first_mut() else {
+        return Err(DataError::Empty { path: place.name, reason: "its index lists no samples".into() });
+    };
+    // What describes itself only in its samples is seen in the first.
+    let options = ReadOptions { memory_bytes, ..ReadOptions::default() };
+    let reader = open_shard_known(&objects, &shard.facts, shard.mds.as_ref(), &options)?;
+    let schema = reader.schema().clone();
+    shard.reader = Some(reader);
+    hasher.field(&serde_json::to_vec(&*schema).map_err(|e| wrong(e.to_string()))?);
+    Ok(Resolved { place, objects, schema, shards, digest: hasher.finish(), version: None })
+}
+
+/// Makes a manifest of objects that have none.
+fn freeze(
+    place: Place,
+    objects: Arc<dyn ReadObjects>,
+    format: Option<ShardFormat>,
+    memory_bytes: u64,
+) -> Result<Resolved, DataError> {
+    let listed = if place.is_folder() || place.is_pattern() {
+        let mut listed = place.list()?;
+        if place.is_folder() {
+            // Others may lie beside: notes, side files, indices.
+            listed.retain(|facts| match (ShardFormat::of_key(&facts.key), format) {
+                (Some(found), Some(wanted)) => found == wanted || (found, wanted) == (ShardFormat::TfRecord, ShardFormat::TfRecordRaw),
+                (found, None) => found.is_some(),
+                (None, Some(_)) => false,
+            });
+        }
+        listed
+    } else {
+        vec![objects.facts(&place.rest)?]
+    };
+    if listed.is_empty() {
+        let reason = match format {
+            Some(format) => format!("no object there is {format}"),
+            None => "no object there has an extension that is known".into(),
+        };
+        return Err(DataError::Empty { path: place.name, reason });
+    }
+    let mut shards: Vec<Shard> = Vec::with_capacity(listed.len());
+    for found in listed {
+        let format = format.or_else(|| ShardFormat::of_key(&found.key));
+        let name = objects.name(&found.key);
+        let unknown = || {
+            let known: Vec<&str> = ShardFormat::ALL.iter().map(|(_, name, _)| *name).collect();
+            let known = known.join(", ");
+            DataError::file(
+                name.as_ref(),
+                format!("its extension does not say what it is; set `format` to one of {known}, or `{{ text = {{ context = … }} }}`"),
+            )
+        };
+        let format = format.ok_or_else(unknown)?;
+        if let Some(first) = shards.first()
+            && first.facts.format != format
+        {
+            let reason = format!("is {format}, and {} is {}", objects.name(&first.facts.key), first.facts.format);
+            return Err(DataError::file(name.as_ref(), reason));
+        }
+        let mut facts = ShardFacts::new(&found.key, format, found.bytes, 0);
+        facts.etag = found.etag;
+        let options = ReadOptions { memory_bytes, ..ReadOptions::default() };
+        let reader = open_shard_known(&objects, &facts, None, &options)?;
+        facts.samples = reader.rows();
+        facts.blocks = reader.block_list();
+        shards.push(Shard { blocks: reader.blocks().to_vec(), facts, mds: None, reader: Some(reader) });
+    }
+    let schema = common_schema(&objects, &shards)?;
+    for shard in &mut shards {
+        if shard.reader.as_ref().is_some_and(|reader| **reader.schema() != *schema) {
+            // It is opened again with the columns of all when it is needed.
+            shard.reader = None;
+        }
+    }
+    shards.retain(|shard| shard.facts.samples > 0);
+    let digest = frozen_digest(&place, &objects, &schema, &shards)?;
+    Ok(Resolved { place, objects, schema, shards, digest, version: None })
+}
+
+/// The columns that all shards have. Text files do not say what their columns are, so there a column of whole numbers in
+/// one shard and of others in another is a column of numbers.
+fn common_schema(objects: &Arc<dyn ReadObjects>, shards: &[Shard]) -> Result<Arc<Schema>, DataError> {
+    let readers = || shards.iter().filter_map(|s| s.reader.as_ref().map(|r| (&s.facts, r)));
+    let Some((first, reader)) = readers().find(|(facts, _)| facts.samples > 0).or_else(|| readers().next()) else {
+        return Ok(Arc::new(Schema { columns: Vec::new() }));
+    };
+    let mut schema = reader.schema().clone();
+    for (facts, reader) in readers().filter(|(facts, _)| facts.samples > 0) {
+        if reader.schema() == &schema {
+            continue;
+        }
+        let mut joined = (*schema).clone();
+        for column in &mut joined.columns {
+            let other = reader.schema().index_of(&column.name).map(|at| &reader.schema().columns[at].kind);
+            if let Some(other) = other.filter(|_| may_join(facts.format)) {
+                column.kind = join(facts.format, column.kind.clone(), other.clone());
+            }
+        }
+        let same_but_for_kinds = joined.columns.len() == reader.schema().columns.len();
+        let difference = joined.columns.iter().find_map(|column| {
+            let at = reader.schema().index_of(&column.name);
+            match at.map(|at| &reader.schema().columns[at].kind) {
+                None => Some(format!("column `{}` ({}) is missing", column.name, column.kind)),
+                Some(kind) if *kind != column.kind && !may_join(facts.format) => {
+                    Some(format!("column `{}` is {kind}, not {}", column.name, column.kind))
+                }
+                Some(_) => None,
+            }
+        });
+        let difference = difference.or_else(|| (!same_but_for_kinds).then(|| schema.difference(reader.schema())).flatten());
+        if let Some(difference) = difference {
+            let reason = format!("{difference} as in {}", objects.name(&first.key));
+            return Err(DataError::file(objects.name(&facts.key).as_ref(), reason));
+        }
+        schema = Arc::new(joined);
+    }
+    Ok(schema)
+}
+
+/// Whether kinds of a format are told by the values in a shard.
+fn may_join(format: ShardFormat) -> bool {
+    matches!(format, ShardFormat::Csv | ShardFormat::JsonLines | ShardFormat::TfRecord | ShardFormat::Parquet)
+}
+
+/// The kind of a column that two shards see differently; the first, where there is none: reading will say what is wrong.
+fn join(format: ShardFormat, a: Kind, b: Kind) -> Kind {
+    if format == ShardFormat::Csv && a != b && (a == Kind::Text || b == Kind::Text) {
+        return Kind::Text;
+    }
+    crate::source::jsonl::join(a.clone(), b).unwrap_or(a)
+}
+
+/// Over what the shards hold, not where they lie. Files are hashed; of distant objects the store's tags stand for that.
+fn frozen_digest(
+    place: &Place,
+    objects: &Arc<dyn ReadObjects>,
+    schema: &Schema,
+    shards: &[Shard],
+) -> Result<Digest, DataError> {
+    // One file is the dataset that it always was.
+    if let ([only], true) = (shards, place.is_local() && !place.is_folder() && !place.is_pattern()) {
+        return shard_hash(objects, &only.facts, |_| {}).map(|(_, sha256)| sha256);
+    }
+    let mut hasher = Hasher::new();
+    let json = |e: serde_json::Error| DataError::file(&place.name, e.to_string());
+    hasher.field(&serde_json::to_vec(schema).map_err(json)?);
+    for Shard { facts, .. } in shards {
+        let content = match (place.is_local(), &facts.etag) {
+            (false, Some(etag)) => etag.clone(),
+            _ => shard_hash(objects, facts, |_| {})?.1.to_string(),
+        };
+        hasher.field(&serde_json::to_vec(&(facts.format, facts.bytes, facts.samples, content)).map_err(json)?);
+    }
+    Ok(hasher.finish())
+}
+
+/// The manifest that a resolved dataset would have.
+pub(crate) fn manifest(resolved: &Resolved) -> Manifest {
+    let shards = resolved.shards.iter().map(|shard| shard.facts.clone()).collect();
+    Manifest::new((*resolved.schema).clone(), shards)
+}

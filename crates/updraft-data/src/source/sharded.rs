@@ -1,0 +1,425 @@
+//! Many shards as one source of rows.
+//!
+//! Shards are opened when a row of theirs is first asked for. Their blocks are decoded once, in the wanted columns, and
+//! kept while memory lasts; then those used longest ago go first. Order visits blocks window by window and each once an
+//! epoch, so what was used longest ago is also what is needed furthest ahead.
+//!
+//! # Design
+//!
+//! A row can be read alone or with its block, and which is cheaper depends on what else will be asked for. So a block is
+//! read whole once the rows read alone have cost as much as it would (the rule of renting skis: never more than twice
+//! the best). A request counts as many bytes as could have come in the time it takes to be answered.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use updraft_graph::{DType, Tensor};
+use updraft_store::ReadObjects;
+
+use crate::error::DataError;
+use crate::manifest::ShardFacts;
+use crate::rows::Cells;
+use crate::schema::Schema;
+use crate::source::Source;
+use crate::source::mds::Known;
+use crate::source::open_shard_known;
+use crate::source::shard::{ReadOptions, ShardReader};
+
+/// Shards that are kept open, at most.
+const OPEN_MAX: usize = 1024;
+
+/// A shard of the dataset.
+pub(crate) struct Shard {
+    pub facts: ShardFacts,
+    /// What an MDS index says of it.
+    pub mds: Option<Known>,
+    /// Rows of its blocks.
+    pub blocks: Vec<u64>,
+    /// Its reader, where it had to be opened to learn the above.
+    pub reader: Option<Arc<dyn ShardReader>>,
+}
+
+pub(crate) struct Sharded {
+    name: PathBuf,
+    objects: Arc<dyn ReadObjects>,
+    schema: Arc<Schema>,
+    /// Places of the wanted columns in the schema.
+    columns: Vec<usize>,
+    shards: Vec<Shard>,
+    open: Mutex<Open>,
+    /// Rows of the blocks of all shards.
+    block_rows: Vec<u64>,
+    /// First row of each block, and the number of rows at the end.
+    starts: Vec<u64>,
+    /// The first block of each shard.
+    shard_blocks: Vec<usize>,
+    block_bytes: Vec<u64>,
+    /// The same, largest first.
+    sorted_bytes: Vec<u64>,
+    memory_bytes: u64,
+    request_bytes: u64,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Open {
+    readers: HashMap<usize, Arc<dyn ShardReader>>,
+    order: VecDeque<usize>,
+}
+
+#[derive(Default)]
+struct Cache {
+    kept: HashMap<usize, Kept>,
+    kept_bytes: u64,
+    clock: u64,
+    /// What rows read alone have cost, by block.
+    spent: HashMap<usize, u64>,
+}
+
+struct Kept {
+    block: Arc<Block>,
+    bytes: u64,
+    last_read: u64,
+}
+
+/// A block that one thread decodes and the others wait for.
+#[derive(Default)]
+struct Block {
+    columns: OnceLock<Vec<Cells>>,
+    decoding: Mutex<()>,
+}
+
+/// What a source is made of.
+pub(crate) struct Parts {
+    pub name: PathBuf,
+    pub objects: Arc<dyn ReadObjects>,
+    pub schema: Arc<Schema>,
+    pub columns: Vec<usize>,
+    pub shards: Vec<Shard>,
+    pub memory_bytes: u64,
+    pub request_bytes: u64,
+}
+
+impl Sharded {
+    pub(crate) fn new(parts: Parts) -> Result<Sharded, DataError> {
+        let Parts { name, objects, schema, columns, shards, memory_bytes, request_bytes } = parts;
+        let (mut block_rows, mut starts, mut shard_blocks, mut block_bytes) = (vec![], vec![0u64], vec![], vec![]);
+        let fixed: Option<usize> = columns.iter().map(|at| schema.columns[*at].kind.row_bytes()).sum();
+        for shard in &shards {
+            shard_blocks.push(block_rows.len());
+            for (block, rows) in shard.blocks.iter().enumerate() {
+                let bytes = match (&shard.reader, fixed) {
+                    (Some(reader), _) => reader.block_bytes(block, &columns),
+                    (None, Some(row_bytes)) => rows.saturating_mul(row_bytes as u64),
+                    (None, None) => shard.facts.bytes / shard.blocks.len() as u64 + 32 * rows,
+                };
+                if bytes > memory_bytes {
+                    let key = &shard.facts.key;
+                    return Err(DataError::Memory {
+                        path: objects.name(key).into(),
+                        what: format!("row group {block}"),
+                        needed_bytes: bytes,
+                        allowed_bytes: memory_bytes,
+                        advice: "raise it, or write the file with smaller row groups",
+                    });
+                }
+                let end = starts[starts.len() - 1].checked_add(*rows);
+                starts.push(end.ok_or_else(|| DataError::file(&name, "claims more than 2^64 rows"))?);
+                block_rows.push(*rows);
+                block_bytes.push(bytes);
+            }
+        }
+        if starts[starts.len() - 1] == 0 {
+            return Err(DataError::Empty { path: name, reason: String::new() });
+        }
+        let mut sorted_bytes = block_bytes.clone();
+        sorted_bytes.sort_unstable_by(|a, b| b.cmp(a));
+        let open = Mutex::new(Open::default());
+        let cache = Mutex::new(Cache::default());
+        let mut sharded = Sharded {
+            name,
+            objects,
+            schema,
+            columns,
+            shards,
+            open,
+            block_rows,
+            starts,
+            shard_blocks,
+            block_bytes,
+            sorted_bytes,
+            memory_bytes,
+            request_bytes,
+            cache,
+        };
+        for at in 0..sharded.shards.len() {
+            if let Some(reader) = sharded.shards[at].reader.take() {
+                sharded.keep_open(at, reader);
+            }
+        }
+        Ok(sharded)
+    }
+
+    fn keep_open(&self, shard: usize, reader: Arc<dyn ShardReader>) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.order.len() >= OPEN_MAX
+            && let Some(first) = open.order.pop_front()
+        {
+            open.readers.remove(&first);
+        }
+        if open.readers.insert(shard, reader).is_none() {
+            open.order.push_back(shard);
+        }
+    }
+
+    fn reader(&self, shard: usize) -> Result<Arc<dyn ShardReader>, DataError> {
+        if let Some(reader) = self.open.lock().unwrap_or_else(PoisonError::into_inner).readers.get(&shard) {
+            return Ok(reader.clone());
+        }
+        let Shard { facts, mds, blocks, .. } = &self.shards[shard];
+        let options = ReadOptions {
+            memory_bytes: self.memory_bytes,
+            schema: Some(self.schema.clone()),
+            blocks: facts.blocks.clone(),
+        };
+        let reader = open_shard_known(&self.objects, facts, mds.as_ref(), &options)?;
+        if reader.blocks() != blocks {
+            let reason = format!("holds {} rows in {} blocks; {} in {} were expected: it was changed", reader.rows(),
+                reader.blocks().len(), facts.samples, blocks.len());
+            return Err(DataError::file(self.objects.name(&facts.key).as_ref(), reason));
+        }
+        self.keep_open(shard, reader.clone());
+        Ok(reader)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shard_of(&self, block: usize) -> usize {
+        self.shard_blocks.partition_point(|first| *first <= block) - 1
+    }
+
+    /// The block in memory, or a place to decode it to; `None` where reading `rows` of it alone is cheaper.
+    fn kept(&self, block: usize, rows: u64) -> Option<Arc<Block>> {
+        let mut cache = self.cache();
+        cache.clock += 1;
+        let now = cache.clock;
+        if let Some(kept) = cache.kept.get_mut(&block) {
+            kept.last_read = now;
+            return Some(kept.block.clone());
+        }
+        let bytes = self.block_bytes[block];
+        let row_bytes = bytes / self.block_rows[block].max(1);
+        let alone = rows.saturating_mul(row_bytes.saturating_add(self.request_bytes));
+        let spent = cache.spent.entry(block).or_default();
+        if spent.saturating_add(alone) < bytes.saturating_add(self.request_bytes) {
+            *spent += alone;
+            return None;
+        }
+        cache.spent.remove(&block);
+        while cache.kept_bytes + bytes > self.memory_bytes {
+            let oldest = cache.kept.iter().min_by_key(|(_, k)| k.last_read).map(|(block, _)| *block);
+            let Some(kept) = oldest.and_then(|block| cache.kept.remove(&block)) else { break };
+            cache.kept_bytes -= kept.bytes;
+        }
+        let made = Arc::new(Block::default());
+        cache.kept_bytes += bytes;
+        cache.kept.insert(block, Kept { block: made.clone(), bytes, last_read: now });
+        Some(made)
+    }
+
+    /// Decodes a block unless another thread did.
+    fn fill(&self, index: usize, block: &Block) -> Result<(), DataError> {
+        let _one = block.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+        if block.columns.get().is_some() {
+            return Ok(());
+        }
+        let shard = self.shard_of(index);
+        let first = self.starts[index] - self.starts[self.shard_blocks[shard]];
+        let rows: Vec<u64> = (first..first + self.block_rows[index]).collect();
+        let read = self.reader(shard).and_then(|reader| reader.read(&self.columns, &rows));
+        let columns = read.inspect_err(|_| {
+            let mut cache = self.cache();
+            if let Some(kept) = cache.kept.remove(&index) {
+                cache.kept_bytes -= kept.bytes;
+            }
+        })?;
+        let bytes = columns.iter().map(Cells::memory_bytes).sum();
+        let mut cache = self.cache();
+        if let Some(kept) = cache.kept.get_mut(&index) {
+            let before = std::mem::replace(&mut kept.bytes, bytes);
+            cache.kept_bytes = cache.kept_bytes - before + bytes;
+        }
+        block.columns.set(columns).ok();
+        Ok(())
+    }
+
+    /// Whether rows of a block's shard can be read alone.
+    fn reads_single_rows(&self, block: usize) -> Result<bool, DataError> {
+        Ok(self.block_bytes[block] > self.request_bytes && self.reader(self.shard_of(block))?.reads_single_rows())
+    }
+}
+
+impl Source for Sharded {
+    fn block_rows(&self) -> &[u64] {
+        &self.block_rows
+    }
+
+    fn resident_bytes(&self, blocks: u64) -> u64 {
+        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+        self.sorted_bytes.iter().take(blocks).fold(0, |sum, b| sum.saturating_add(*b))
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let end = self.starts[self.starts.len() - 1];
+        if let Some(row) = rows.iter().find(|row| **row >= end) {
+            return Err(DataError::file(&self.name, format!("has no row {row}, only {end}")));
+        }
+        // Where each row is: its block, and the row in it.
+        let mut counts: HashMap<usize, u64> = HashMap::new();
+        let mut places = Vec::with_capacity(rows.len());
+        let mut last = 0;
+        for row in rows {
+            if !(self.starts[last]..self.starts[last + 1]).contains(row) {
+                last = self.starts.partition_point(|start| start <= row) - 1;
+            }
+            *counts.entry(last).or_default() += 1;
+            places.push((last, row - self.starts[last]));
+        }
+        let mut blocks: Vec<(usize, u64)> = counts.into_iter().collect();
+        blocks.sort_unstable();
+
+        // Blocks are held until the cells are copied, so that another thread's reading cannot take them away.
+        let mut held: HashMap<usize, usize> = HashMap::new();
+        let mut sources: Vec<Arc<Block>> = Vec::new();
+        let mut alone: Vec<usize> = Vec::new();
+        for (block, count) in blocks {
+            let count = if self.reads_single_rows(block)? { count } else { u64::MAX };
+            match self.kept(block, count) {
+                Some(kept) => {
+                    self.fill(block, &kept)?;
+                    held.insert(block, sources.len());
+                    sources.push(kept);
+                }
+                None => alone.push(block),
+            }
+        }
+        let mut picks: Vec<(u32, u32)> = vec![(0, 0); rows.len()];
+        let mut parts: Vec<Vec<Cells>> = Vec::new();
+        if !alone.is_empty() {
+            let mut by_shard: HashMap<usize, (Vec<u64>, Vec<usize>)> = HashMap::new();
+            for (at, (block, row)) in places.iter().enumerate() {
+                if !held.contains_key(block) {
+                    let shard = self.shard_of(*block);
+                    let (shard_rows, asked) = by_shard.entry(shard).or_default();
+                    shard_rows.push(self.starts[*block] + row - self.starts[self.shard_blocks[shard]]);
+                    asked.push(at);
+                }
+            }
+            let mut by_shard: Vec<_> = by_shard.into_iter().collect();
+            by_shard.sort_unstable_by_key(|(shard, _)| *shard);
+            for (shard, (shard_rows, asked)) in by_shard {
+                let wanted: Vec<usize> = columns.iter().map(|column| self.columns[*column]).collect();
+                let part = (sources.len() + parts.len()) as u32;
+                parts.push(self.reader(shard)?.read(&wanted, &shard_rows)?);
+                asked.into_iter().enumerate().for_each(|(row, at)| picks[at] = (part, row as u32));
+            }
+        }
+        for (at, (block, row)) in places.iter().enumerate() {
+            if let Some(source) = held.get(block) {
+                picks[at] = (*source as u32, *row as u32);
+            }
+        }
+        let mut out = Vec::with_capacity(columns.len());
+        for (at, column) in columns.iter().enumerate() {
+            let kept = sources.iter().filter_map(|block| block.columns.get().and_then(|c| c.get(*column)));
+            let cells: Vec<&Cells> = kept.chain(parts.iter().map(|part| &part[at])).collect();
+            out.push(collect(&cells, &picks).map_err(|reason| DataError::Sample {
+                sample: rows.first().map_or_else(String::new, |row| self.row_name(*row)),
+                column: self.schema.columns[self.columns[*column]].name.clone(),
+                reason,
+            })?);
+        }
+        Ok(out)
+    }
+
+    fn row_name(&self, row: u64) -> String {
+        let block = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
+        if block >= self.block_rows.len() {
+            return format!("{} row {row}", self.name.display());
+        }
+        let shard = self.shard_of(block);
+        let in_shard = row - self.starts[self.shard_blocks[shard]];
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match open.readers.get(&shard) {
+            Some(reader) => reader.place(in_shard),
+            None => format!("{} row {in_shard}", self.objects.name(&self.shards[shard].facts.key)),
+        }
+    }
+}
+
+/// The cells at (part, row in it).
+fn collect(parts: &[&Cells], picks: &[(u32, u32)]) -> Result<Cells, String> {
+    let pick = |(part, row): &(u32, u32)| (parts.get(*part as usize), *row as usize);
+    match parts.first() {
+        None if picks.is_empty() => Ok(Cells::Bytes(Vec::new())),
+        None => Err("is of no kind".into()),
+        Some(Cells::Bytes(_)) => {
+            let mut cells = Vec::with_capacity(picks.len());
+            for at in picks {
+                let (Some(Cells::Bytes(part)), row) = pick(at) else { return Err("differs between shards".into()) };
+                cells.push(part[row].clone());
+            }
+            Ok(Cells::Bytes(cells))
+        }
+        Some(Cells::Lists(_)) => {
+            let mut cells = Vec::with_capacity(picks.len());
+            for at in picks {
+                let (Some(Cells::Lists(part)), row) = pick(at) else { return Err("differs between shards".into()) };
+                cells.push(part[row].clone());
+            }
+            Ok(Cells::Lists(cells))
+        }
+        Some(Cells::Numbers(first)) => {
+            let mut elements = Vec::with_capacity(parts.len());
+            for part in parts {
+                match part {
+                    Cells::Numbers(t) if t.dtype() == first.dtype() && t.shape()[1..] == first.shape()[1..] => {
+                        elements.push(t.bytes());
+                    }
+                    _ => return Err("differs between shards".into()),
+                }
+            }
+            numbers(first.dtype(), &first.shape()[1..], &elements, picks).map(Cells::Numbers)
+        }
+    }
+}
+
+/// Rows of tensors of one type and row shape, gathered.
+fn numbers(dtype: DType, row_shape: &[usize], parts: &[&[u8]], picks: &[(u32, u32)]) -> Result<Tensor, String> {
+    let shape = [&[picks.len()], row_shape].concat();
+    let mut out = Tensor::zeros(dtype, &shape).map_err(|e| e.to_string())?;
+    let row_bytes = row_shape.iter().product::<usize>() * dtype.size_in_memory();
+    let to = out.bytes_mut();
+    // Single numbers are most of what is gathered; a copy of a length known to the compiler is one instruction.
+    match row_bytes {
+        0 => {}
+        4 => gather_fixed::<4>(parts, to, picks),
+        8 => gather_fixed::<8>(parts, to, picks),
+        _ => {
+            for (to, (part, row)) in to.chunks_exact_mut(row_bytes).zip(picks) {
+                to.copy_from_slice(&parts[*part as usize][*row as usize * row_bytes..][..row_bytes]);
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn gather_fixed<const BYTES: usize>(parts: &[&[u8]], to: &mut [u8], picks: &[(u32, u32)]) {
+    let parts: Vec<&[[u8; BYTES]]> = parts.iter().map(|part| part.as_chunks::<BYTES>().0).collect();
+    for (to, (part, row)) in to.as_chunks_mut::<BYTES>().0.iter_mut().zip(picks) {
+        *to = parts[*part as usize][*row as usize];
+    }
+}
