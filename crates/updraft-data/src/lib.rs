@@ -73,6 +73,7 @@ pub use packing::{LaneState, Piece};
 pub use rows::{Cells, Rows};
 pub use schema::{Column, Kind, Schema};
 pub use source::shard::{self, ShardFormat, ShardReader};
+pub use source::resolve::Shards;
 pub use source::{Access, Wrap, open_shard};
 pub use stall::{Stage, StageTimes, Stalls};
 pub use text::{UnknownCharacter, Vocabulary};

@@ -74,6 +74,9 @@ pub struct ShardFacts {
     pub format: ShardFormat,
     /// Its size.
     pub bytes: u64,
+    /// Its size before compression, where it is compressed as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_bytes: Option<u64>,
     /// Its rows.
     pub samples: u64,
     /// Its blocks.
@@ -100,6 +103,7 @@ impl ShardFacts {
             key: key.to_owned(),
             format,
             bytes,
+            raw_bytes: None,
             samples,
             blocks: Vec::new(),
             etag: None,

@@ -22,7 +22,7 @@ use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 use crate::text::Vocabulary;
 
 mod arrow;
-mod cells;
+pub(crate) mod cells;
 mod csv;
 mod folder;
 mod input;
@@ -248,12 +248,26 @@ pub(crate) fn open_shard_known(
     })
 }
 
-/// XXH3 and SHA-256 of a shard as it lies there; `seen` is told how many bytes were read.
-pub(crate) fn shard_hash(
-    objects: &Arc<dyn ReadObjects>,
-    facts: &ShardFacts,
-    mut seen: impl FnMut(u64),
-) -> Result<(u64, Digest), DataError> {
+/// Checks a shard against what is known of it.
+pub(crate) fn verify_shard(objects: &Arc<dyn ReadObjects>, facts: &ShardFacts) -> Result<(), DataError> {
+    let input = Input::open(objects, &facts.key)?;
+    if input.len() != facts.bytes {
+        return Err(input.error(format!("is of {} bytes, and was of {}: it was changed", input.len(), facts.bytes)));
+    }
+    if facts.xxh3.is_none() && facts.sha256.is_none() {
+        return Ok(());
+    }
+    let (xxh3, sha256) = shard_hash(objects, facts)?;
+    let xxh3 = format!("{xxh3:016x}");
+    match (&facts.xxh3, &facts.sha256) {
+        (Some(was), _) if *was != xxh3 => Err(input.error(format!("has the XXH3 {xxh3}, and had {was}: it was changed"))),
+        (_, Some(was)) if *was != sha256 => Err(input.error(format!("has the digest {sha256}, and had {was}: it was changed"))),
+        _ => Ok(()),
+    }
+}
+
+/// XXH3 and SHA-256 of a shard as it lies there.
+fn shard_hash(objects: &Arc<dyn ReadObjects>, facts: &ShardFacts) -> Result<(u64, Digest), DataError> {
     const PIECE_BYTES: u64 = 8 << 20;
     let input = Input::open(objects, &facts.key)?;
     let mut sha256 = Hasher::new();
@@ -264,7 +278,6 @@ pub(crate) fn shard_hash(
         let piece = input.read(at..end)?;
         sha256.update(&piece);
         xxh3.update(&piece);
-        seen(piece.len() as u64);
         at = end;
     }
     Ok((xxh3.digest(), sha256.finish()))

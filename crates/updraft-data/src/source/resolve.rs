@@ -3,6 +3,7 @@
 //! Objects without a manifest are frozen into one in memory: their sizes, rows, blocks and columns as they are now. What
 //! is frozen is told from the objects themselves, so equal content is the same dataset wherever it lies.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use updraft_base::{Digest, digest::Hasher};
@@ -10,13 +11,13 @@ use updraft_store::ReadObjects;
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
-use crate::manifest::{Manifest, ShardFacts, Version};
+use crate::manifest::{ShardFacts, Version};
 use crate::schema::{Kind, Schema};
 use crate::source::mds::index as mds_index;
 use crate::source::place::Place;
-use crate::source::shard::{ReadOptions, ShardFormat};
+use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 use crate::source::sharded::{Parts, Shard, Sharded};
-use crate::source::{Access, Opened, Wanted, folder, mds, open_shard_known, shard_hash};
+use crate::source::{Access, Opened, Wanted, folder, mds, open_shard_known, shard_hash, verify_shard};
 
 /// A dataset's shards before columns are chosen.
 pub(crate) struct Resolved {
@@ -26,8 +27,6 @@ pub(crate) struct Resolved {
     pub shards: Vec<Shard>,
     /// The digest of the content.
     pub digest: Digest,
-    /// The version of the manifest, where there is one.
-    pub version: Option<Version>,
 }
 
 /// Opens what lies at a place as a source.
@@ -86,7 +85,7 @@ fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) 
     };
     let shards = version.manifest.shards.iter().map(shard).collect();
     let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
-    Ok(Resolved { place, objects, schema, shards, digest, version: Some(version) })
+    Ok(Resolved { place, objects, schema, shards, digest })
 }
 
 fn from_mds_index(
@@ -133,7 +132,7 @@ fn from_mds_index(
     let schema = reader.schema().clone();
     shard.reader = Some(reader);
     hasher.field(&serde_json::to_vec(&*schema).map_err(|e| wrong(e.to_string()))?);
-    Ok(Resolved { place, objects, schema, shards, digest: hasher.finish(), version: None })
+    Ok(Resolved { place, objects, schema, shards, digest: hasher.finish() })
 }
 
 /// Makes a manifest of objects that have none.
@@ -200,7 +199,7 @@ fn freeze(
     }
     shards.retain(|shard| shard.facts.samples > 0);
     let digest = frozen_digest(&place, &objects, &schema, &shards)?;
-    Ok(Resolved { place, objects, schema, shards, digest, version: None })
+    Ok(Resolved { place, objects, schema, shards, digest })
 }
 
 /// The columns that all shards have. Text files do not say what their columns are, so there a column of whole numbers in
@@ -265,7 +264,7 @@ fn frozen_digest(
 ) -> Result<Digest, DataError> {
     // One file is the dataset that it always was.
     if let ([only], true) = (shards, place.is_local() && !place.is_folder() && !place.is_pattern()) {
-        return shard_hash(objects, &only.facts, |_| {}).map(|(_, sha256)| sha256);
+        return shard_hash(objects, &only.facts).map(|(_, sha256)| sha256);
     }
     let mut hasher = Hasher::new();
     let json = |e: serde_json::Error| DataError::file(&place.name, e.to_string());
@@ -273,15 +272,60 @@ fn frozen_digest(
     for Shard { facts, .. } in shards {
         let content = match (place.is_local(), &facts.etag) {
             (false, Some(etag)) => etag.clone(),
-            _ => shard_hash(objects, facts, |_| {})?.1.to_string(),
+            _ => shard_hash(objects, facts)?.1.to_string(),
         };
         hasher.field(&serde_json::to_vec(&(facts.format, facts.bytes, facts.samples, content)).map_err(json)?);
     }
     Ok(hasher.finish())
 }
 
-/// The manifest that a resolved dataset would have.
-pub(crate) fn manifest(resolved: &Resolved) -> Manifest {
-    let shards = resolved.shards.iter().map(|shard| shard.facts.clone()).collect();
-    Manifest::new((*resolved.schema).clone(), shards)
+/// The shards of any dataset, for what reads all of it: converting, validating, describing.
+pub struct Shards {
+    /// What they are read from.
+    pub objects: Arc<dyn ReadObjects>,
+    /// The columns of every shard.
+    pub schema: Arc<Schema>,
+    /// The digest of the content.
+    pub digest: Digest,
+    /// What is known of each. Without a manifest, this is what one would say.
+    pub facts: Vec<ShardFacts>,
+    known: Vec<Option<mds::Known>>,
+    memory_bytes: u64,
+}
+
+impl Shards {
+    /// Finds the shards of the dataset at a path of a recipe; text and folders of pictures have none.
+    pub fn find(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Shards, DataError> {
+        let place = Place::of(&config.path, base, access)?;
+        let format = config.format.as_ref().and_then(Format::shard_format);
+        let resolved = resolve(place, format, config.memory_bytes, access)?;
+        let Resolved { objects, schema, digest, shards, .. } = resolved;
+        let (facts, known) = shards.into_iter().map(|shard| (shard.facts, shard.mds)).unzip();
+        Ok(Shards { objects, schema, digest, facts, known, memory_bytes: config.memory_bytes })
+    }
+
+    /// Opens one of them.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn open(&self, index: usize) -> Result<Arc<dyn ShardReader>, DataError> {
+        let facts = &self.facts[index];
+        let options = ReadOptions {
+            memory_bytes: self.memory_bytes,
+            schema: Some(self.schema.clone()),
+            blocks: facts.blocks.clone(),
+        };
+        open_shard_known(&self.objects, facts, self.known[index].as_ref(), &options)
+    }
+
+    /// Checks the size and, where they are known, the hashes of a shard against what lies there.
+    ///
+    /// # Errors
+    /// The object that vanished or changed, and what it was.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn verify(&self, index: usize) -> Result<(), DataError> {
+        verify_shard(&self.objects, &self.facts[index])
+    }
 }
