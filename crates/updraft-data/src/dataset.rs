@@ -439,8 +439,9 @@ impl Dataset {
     /// Lists that all are of one length, as the rows of a tensor.
     fn stacked(&self, tensor: &PlannedTensor, lists: &[Tensor], samples: &[u64]) -> Result<Tensor, DataError> {
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
+        let Plan::Numbers(steps) = &tensor.plan else { return Err(refused("pictures are not numbers".into())) };
         let Some(first) = lists.first() else { return Err(refused("a batch of no samples".into())) };
-        let known = self.facts.tensors.iter().find(|t| t.name == tensor.name && tensor.plan.keeps_shape());
+        let known = self.facts.tensors.iter().find(|t| t.name == tensor.name && steps.is_empty());
         let length = known.and_then(|t| t.shape.first().copied()).unwrap_or(first.len());
         if let Some(at) = lists.iter().position(|list| list.len() != length) {
             return Err(DataError::Sample {

@@ -76,9 +76,6 @@ pub enum DataError {
         /// What can be done.
         advice: &'static str,
     },
-    /// A store does not give or take an object.
-    #[error(transparent)]
-    Store(#[from] updraft_store::StoreError),
     /// Others changed a dataset while it was being committed.
     #[error("{name} was moved to another version meanwhile; look at that version and commit again")]
     Raced {
