@@ -8,6 +8,8 @@ use updraft_graph::text::{parse, parse_with, print, tensors_of};
 use updraft_graph::upgrade::{inline_functions, upgrade_model};
 use updraft_graph::{Graph, Model};
 
+pub mod shards;
+
 /// Bytes as an ONNX file: refused, or read, written and read again to the same bytes.
 pub fn onnx_read(bytes: &[u8]) {
     let Ok(mut model) = read(bytes, &ReadOptions::default()) else { return };

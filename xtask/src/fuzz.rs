@@ -11,7 +11,17 @@ use clap::Args;
 
 use crate::Failure;
 
-const TARGETS: [&str; 2] = ["onnx_read", "text_parse"];
+const TARGETS: [&str; 9] = [
+    "onnx_read",
+    "text_parse",
+    "mds_read",
+    "tar_read",
+    "tfrecord_read",
+    "parquet_read",
+    "arrow_read",
+    "table_read",
+    "manifest_read",
+];
 
 /// What `cargo fuzz` passes too, without the sanitizer.
 const COVERAGE_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

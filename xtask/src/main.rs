@@ -14,6 +14,7 @@ mod bench;
 mod conformance;
 mod fuzz;
 mod gradients;
+mod interop;
 mod python;
 mod stores;
 mod tidy;
@@ -35,6 +36,8 @@ enum Chore {
     Gradients(gradients::Arguments),
     /// Test stores against moto and Azurite, which are installed and started for it.
     Stores(stores::Arguments),
+    /// Read datasets that the formats' originals write, and let them read ours.
+    Interop(interop::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
     Tidy(tidy::Arguments),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
         Chore::Gradients(arguments) => gradients::run(&root(), &arguments),
         Chore::Stores(arguments) => stores::run(&root(), &arguments),
+        Chore::Interop(arguments) => interop::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };
     match done {

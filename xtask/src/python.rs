@@ -8,10 +8,20 @@ use crate::Failure;
 /// The interpreter of an environment named `name` that has exactly these packages (`onnx==1.23.2`) installed; made
 /// anew when the list changes.
 pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<PathBuf, Failure> {
+    environment_with(root, name, packages, &[])
+}
+
+/// The same, with packages that are installed without what they ask for, which may be much more than is used of them.
+pub(crate) fn environment_with(
+    root: &Path,
+    name: &str,
+    packages: &[&str],
+    alone: &[&str],
+) -> Result<PathBuf, Failure> {
     let folder = root.join("target/python").join(name);
     let interpreter = folder.join("bin/python");
     let stamp = folder.join("packages.txt");
-    let wanted = packages.join("\n");
+    let wanted = [packages, alone].concat().join("\n");
     if interpreter.exists() && std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
         return Ok(interpreter);
     }
@@ -20,6 +30,11 @@ pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<
     run(Command::new(&interpreter)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
         .args(packages))?;
+    if !alone.is_empty() {
+        run(Command::new(&interpreter)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .args(alone))?;
+    }
     std::fs::write(stamp, wanted)?;
     Ok(interpreter)
 }
