@@ -14,7 +14,9 @@ use std::sync::Arc;
 use clap::Args;
 use updraft_base::Key;
 use updraft_data::write::{WriteOptions, mds_index, writer};
-use updraft_data::{Access, Cells, Column, DatasetConfig, Kind, Manifest, Rows, Schema, ShardFacts, ShardFormat, Shards};
+use updraft_data::{
+    Access, Cells, Column, DatasetConfig, Kind, Manifest, Rows, Schema, ShardFacts, ShardFormat, Shards,
+};
 use updraft_graph::{DType, Tensor};
 
 use crate::{Failure, python};
@@ -218,9 +220,14 @@ fn random_rows(format: ShardFormat, key: &Key) -> Result<Rows, Failure> {
     for (_, kind) in &columns {
         let mut elements = |dtype: DType, count: usize| -> Result<Tensor, Failure> {
             let values: Vec<f64> = (0..count).map(|_| (draw() >> 40) as f64 / 64.0 - 1e5).collect();
-            let words: Vec<u8> = (0..count).flat_map(|_| draw().to_ne_bytes()[..dtype.size_in_memory()].to_vec()).collect();
+            let words: Vec<u8> =
+                (0..count).flat_map(|_| draw().to_ne_bytes()[..dtype.size_in_memory()].to_vec()).collect();
             let is_float = matches!(dtype, DType::F16 | DType::F32 | DType::F64);
-            let made = if is_float { Tensor::from_f64(dtype, &[count], &values) } else { Tensor::from_bytes(dtype, &[count], &words) };
+            let made = if is_float {
+                Tensor::from_f64(dtype, &[count], &values)
+            } else {
+                Tensor::from_bytes(dtype, &[count], &words)
+            };
             Ok(made?)
         };
         let mut length = 0;

@@ -12,12 +12,7 @@ pub(crate) fn environment(root: &Path, name: &str, packages: &[&str]) -> Result<
 }
 
 /// The same, with packages that are installed without what they ask for, which may be much more than is used of them.
-pub(crate) fn environment_with(
-    root: &Path,
-    name: &str,
-    packages: &[&str],
-    alone: &[&str],
-) -> Result<PathBuf, Failure> {
+pub(crate) fn environment_with(root: &Path, name: &str, packages: &[&str], alone: &[&str]) -> Result<PathBuf, Failure> {
     let folder = root.join("target/python").join(name);
     let interpreter = folder.join("bin/python");
     let stamp = folder.join("packages.txt");

@@ -250,7 +250,8 @@ impl Manifest {
             // The same dataset once more is the same version.
             let same = Manifest { parent: self.parent.or(Some(before)), ..self.clone() };
             let version = Version::load(objects, Some(&before))?;
-            let known = version.is_some_and(|v| v.manifest.schema == self.schema && v.manifest.shards == without_tags(&self.shards));
+            let known = version
+                .is_some_and(|v| v.manifest.schema == self.schema && v.manifest.shards == without_tags(&self.shards));
             return Ok((!known).then_some(same));
         }
         let Some(Version { manifest, segments, .. }) = Version::load(objects, Some(&before))? else {
@@ -268,7 +269,10 @@ impl Manifest {
                 None => added.push(shard),
                 Some(same) if **same == shard => {}
                 Some(_) => {
-                    return Err(DataError::file(place(&shard.key).as_ref(), "is a shard of the dataset already, with other facts"));
+                    return Err(DataError::file(
+                        place(&shard.key).as_ref(),
+                        "is a shard of the dataset already, with other facts",
+                    ));
                 }
             }
         }

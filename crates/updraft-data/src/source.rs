@@ -125,7 +125,11 @@ pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Resu
 }
 
 /// Opens the sources of a mixture, one after the other; answers how many blocks each has, too.
-pub(crate) fn open_all(config: &DatasetConfig, base: &Path, access: &Access) -> Result<(Opened, Vec<usize>), DataError> {
+pub(crate) fn open_all(
+    config: &DatasetConfig,
+    base: &Path,
+    access: &Access,
+) -> Result<(Opened, Vec<usize>), DataError> {
     let count = config.sources.len() as u64;
     let mut first: Option<Opened> = None;
     let mut sources = Vec::with_capacity(config.sources.len());
@@ -260,8 +264,12 @@ pub(crate) fn verify_shard(objects: &Arc<dyn ReadObjects>, facts: &ShardFacts) -
     let (xxh3, sha256) = shard_hash(objects, facts)?;
     let xxh3 = format!("{xxh3:016x}");
     match (&facts.xxh3, &facts.sha256) {
-        (Some(was), _) if *was != xxh3 => Err(input.error(format!("has the XXH3 {xxh3}, and had {was}: it was changed"))),
-        (_, Some(was)) if *was != sha256 => Err(input.error(format!("has the digest {sha256}, and had {was}: it was changed"))),
+        (Some(was), _) if *was != xxh3 => {
+            Err(input.error(format!("has the XXH3 {xxh3}, and had {was}: it was changed")))
+        }
+        (_, Some(was)) if *was != sha256 => {
+            Err(input.error(format!("has the digest {sha256}, and had {was}: it was changed")))
+        }
         _ => Ok(()),
     }
 }

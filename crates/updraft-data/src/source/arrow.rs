@@ -59,10 +59,16 @@ struct Field {
 enum Layout {
     Number(DType),
     /// Offsets of 4 or 8 bytes.
-    Binary { text: bool, offset_bytes: usize },
+    Binary {
+        text: bool,
+        offset_bytes: usize,
+    },
     FixedBinary(usize),
     FixedList(DType, usize),
-    List { dtype: DType, offset_bytes: usize },
+    List {
+        dtype: DType,
+        offset_bytes: usize,
+    },
 }
 
 impl Layout {
@@ -142,7 +148,9 @@ fn field_layout(field: Table<'_>, depth: usize) -> Result<(Result<Layout, String
         21 => (element("lists").map(|dtype| Layout::List { dtype, offset_bytes: 8 }), with(1, 2)),
         13 => (Err("holds structs; write their fields as columns".into()), with(1, 1)),
         17 => (Err("holds maps".into()), with(1, 2)),
-        7..=11 | 18 => (Err("holds decimals, times or dates, which are not numbers, text or bytes".into()), Some((1, 2))),
+        7..=11 | 18 => {
+            (Err("holds decimals, times or dates, which are not numbers, text or bytes".into()), Some((1, 2)))
+        }
         22 => (Err("holds run lengths".into()), with(1, 0)),
         14 | 23.. => (Err(format!("is of Arrow's type {kind}, which is not read")), None),
         0 => return Err("a field without a type".into()),
@@ -368,7 +376,8 @@ impl Arrow {
                 for (row, border) in offsets.windows(2).enumerate() {
                     let cell = values.slice(border[0]..border[1]);
                     if *text {
-                        check_text(&cell).map_err(|reason| format!("row {}: {reason}", self.starts[batch] + row as u64))?;
+                        check_text(&cell)
+                            .map_err(|reason| format!("row {}: {reason}", self.starts[batch] + row as u64))?;
                     }
                     cells.push(cell);
                 }
@@ -435,7 +444,8 @@ fn decompress(buffer: Bytes, codec: Option<u8>, most: u64) -> Result<Bytes, Stri
     let bytes = match codec {
         0 => {
             let mut out = Vec::new();
-            let read = lz4_flex::frame::FrameDecoder::new(&packed[..]).take(claimed.saturating_add(1)).read_to_end(&mut out);
+            let read =
+                lz4_flex::frame::FrameDecoder::new(&packed[..]).take(claimed.saturating_add(1)).read_to_end(&mut out);
             read.map_err(|e| format!("a buffer cannot be decompressed: {e}"))?;
             out.into()
         }

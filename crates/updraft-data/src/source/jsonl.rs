@@ -33,7 +33,8 @@ pub(crate) fn table(text: &[u8], wanted: Option<&Schema>) -> Result<Table, Strin
         for (expected, (key, value)) in row.into_iter().enumerate() {
             // Keys are in the same order mostly.
             let column = if names[expected] == key { Some(expected) } else { names.iter().position(|n| *n == key) };
-            let column = column.ok_or_else(|| format!("line {number}: the column `{key}` is not in line {}", lines[0]))?;
+            let column =
+                column.ok_or_else(|| format!("line {number}: the column `{key}` is not in line {}", lines[0]))?;
             cells[column].push(value);
         }
     }
@@ -132,7 +133,8 @@ pub(crate) fn join(a: Kind, b: Kind) -> Result<Kind, String> {
                 _ => return Err(format!("holds arrays of shape {shape:?} in some rows and {other:?} in others")),
             }
         }
-        (Kind::List { dtype: a }, Kind::Number { dtype: b, shape }) | (Kind::Number { dtype: b, shape }, Kind::List { dtype: a })
+        (Kind::List { dtype: a }, Kind::Number { dtype: b, shape })
+        | (Kind::Number { dtype: b, shape }, Kind::List { dtype: a })
             if shape.len() == 1 =>
         {
             Kind::List { dtype: wider(a, b)? }

@@ -132,7 +132,12 @@ pub(crate) struct Known {
 
 impl Mds {
     /// Opens a shard by what its index says of it, or by its own header.
-    pub(crate) fn open(input: Input, key: &str, known: Option<&Known>, options: &ReadOptions) -> Result<Mds, DataError> {
+    pub(crate) fn open(
+        input: Input,
+        key: &str,
+        known: Option<&Known>,
+        options: &ReadOptions,
+    ) -> Result<Mds, DataError> {
         let content = Content::new(input, Compression::of_key(key), options.memory_bytes);
         let own;
         let (known, offsets) = match known {
@@ -428,7 +433,9 @@ fn read_header(content: &Content) -> Result<(Known, Bytes), DataError> {
     }
     let description_bytes = u64::from(first) - table_end;
     if description_bytes > DESCRIPTION_BYTES_MAX as u64 {
-        return Err(bad(format!("a description of {description_bytes} bytes; at most {DESCRIPTION_BYTES_MAX} are read")));
+        return Err(bad(format!(
+            "a description of {description_bytes} bytes; at most {DESCRIPTION_BYTES_MAX} are read"
+        )));
     }
     let description = serde_json::from_slice(&read(table_end..first.into())?);
     let description =

@@ -146,7 +146,8 @@ impl Parquet {
         let mut ranges = Vec::with_capacity(columns.len());
         for column in columns {
             let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
-            let (start, length) = contain(|| Ok(row_group.column(place).byte_range())).map_err(|r| wrong(*column, r))?;
+            let (start, length) =
+                contain(|| Ok(row_group.column(place).byte_range())).map_err(|r| wrong(*column, r))?;
             ranges.push(start..start.saturating_add(length));
         }
         let fetched = self.input.read_all(&ranges)?;
@@ -246,7 +247,8 @@ fn read_footer(input: &Input, memory_bytes: u64) -> Result<ParquetMetaData, Data
     let len = input.len();
     let start = len.saturating_sub(FOOTER_BYTES);
     let mut end = input.read(start..len)?;
-    let tail = end.len().checked_sub(TAIL_BYTES as usize).and_then(|at| end.get(at..)).and_then(|t| t.first_chunk::<8>());
+    let tail =
+        end.len().checked_sub(TAIL_BYTES as usize).and_then(|at| end.get(at..)).and_then(|t| t.first_chunk::<8>());
     let tail = tail.ok_or_else(|| damaged(format!("is damaged or not Parquet: it is of {len} bytes")))?;
     let [a, b, c, d, magic @ ..] = *tail;
     if &magic != b"PAR1" {

@@ -8,7 +8,6 @@ use updraft_store::{LocalFiles, ObjectFacts, Objects, ReadObjects};
 use crate::error::DataError;
 use crate::source::Access;
 
-
 /// A folder or bucket, and what of it is meant.
 pub(crate) struct Place {
     pub root: Root,
@@ -106,7 +105,8 @@ impl Place {
 
     /// Whether a pattern is meant.
     pub(crate) fn is_pattern(&self) -> bool {
-        pattern_start(&self.rest).is_some() && !matches!(&self.root, Root::Local(folder) if folder.join(&self.rest).exists())
+        pattern_start(&self.rest).is_some()
+            && !matches!(&self.root, Root::Local(folder) if folder.join(&self.rest).exists())
     }
 
     /// The objects that are meant, sorted by key. Names that start with a dot are not part of any dataset.
@@ -202,7 +202,8 @@ fn braces(pattern: &str) -> Result<Vec<String>, String> {
         };
         let end = pattern[start..].find('}').ok_or_else(|| format!("`{pattern}` has no closing brace"))? + start;
         let inner = &pattern[start + 1..end];
-        let numbers = inner.split_once("..").and_then(|(a, b)| Some((a.parse::<u64>().ok()?, b.parse::<u64>().ok()?, a.len())));
+        let numbers =
+            inner.split_once("..").and_then(|(a, b)| Some((a.parse::<u64>().ok()?, b.parse::<u64>().ok()?, a.len())));
         let choices: Vec<String> = match numbers {
             Some((first, last, width)) if last >= first && last - first < ALTERNATIVES_MAX as u64 => {
                 (first..=last).map(|n| format!("{n:0width$}")).collect()

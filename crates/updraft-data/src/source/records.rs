@@ -49,7 +49,12 @@ pub(crate) struct BlockBytes<'a> {
 impl BlockBytes<'_> {
     /// How messages name a row of it.
     pub(crate) fn place(&self, row: usize, at: usize) -> String {
-        format!("{} record {} (byte {})", self.content.input.name(), self.first_row + row as u64, self.offset + at as u64)
+        format!(
+            "{} record {} (byte {})",
+            self.content.input.name(),
+            self.first_row + row as u64,
+            self.offset + at as u64
+        )
     }
 }
 
@@ -178,8 +183,8 @@ impl<R: Records> ShardReader for RecordShard<R> {
                 (1, Some(only)) => Ok((*only).clone()),
                 _ => Cells::concat(&cells),
             };
-            let joined =
-                joined.map_err(|r| self.content.input.error(format!("column `{name}` differs within the shard: {r}")))?;
+            let joined = joined
+                .map_err(|r| self.content.input.error(format!("column `{name}` differs within the shard: {r}")))?;
             out.push(if rising {
                 joined
             } else {

@@ -30,14 +30,18 @@ pub(crate) struct Resolved {
 }
 
 /// Opens what lies at a place as a source.
-pub(crate) fn open(config: &DatasetConfig, place: Place, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
+pub(crate) fn open(
+    config: &DatasetConfig,
+    place: Place,
+    wanted: &Wanted,
+    access: &Access,
+) -> Result<Opened, DataError> {
     let format = config.format.as_ref().and_then(Format::shard_format);
     if format == Some(ShardFormat::Folder) {
         return folder::open_listed(&place, wanted, access);
     }
     let request_bytes = place.request_bytes();
-    let Resolved { place, objects, schema, shards, digest, .. } =
-        resolve(place, format, config.memory_bytes, access)?;
+    let Resolved { place, objects, schema, shards, digest, .. } = resolve(place, format, config.memory_bytes, access)?;
     let (columns, places) = wanted.among(&schema.names())?;
     let parts = Parts {
         name: place.name,
@@ -119,7 +123,8 @@ fn from_mds_index(
         let blocks = mds::block_rows(entry.known.samples, entry.known.raw_bytes, &key);
         let mut facts = ShardFacts::new(&key, ShardFormat::Mds, bytes, entry.known.samples);
         facts.xxh3 = entry.hashes.get("xxh3_64").cloned().filter(|_| !stored);
-        facts.sha256 = entry.hashes.get("sha256").and_then(|hex| format!("sha256:{hex}").parse().ok()).filter(|_| !stored);
+        facts.sha256 =
+            entry.hashes.get("sha256").and_then(|hex| format!("sha256:{hex}").parse().ok()).filter(|_| !stored);
         shards.push(Shard { facts, mds: Some(entry.known), blocks, reader: None });
     }
     shards.retain(|shard| shard.facts.samples > 0);
@@ -147,7 +152,9 @@ fn freeze(
         if place.is_folder() {
             // Others may lie beside: notes, side files, indices.
             listed.retain(|facts| match (ShardFormat::of_key(&facts.key), format) {
-                (Some(found), Some(wanted)) => found == wanted || (found, wanted) == (ShardFormat::TfRecord, ShardFormat::TfRecordRaw),
+                (Some(found), Some(wanted)) => {
+                    found == wanted || (found, wanted) == (ShardFormat::TfRecord, ShardFormat::TfRecordRaw)
+                }
                 (found, None) => found.is_some(),
                 (None, Some(_)) => false,
             });
@@ -172,7 +179,9 @@ fn freeze(
             let known = known.join(", ");
             DataError::file(
                 name.as_ref(),
-                format!("its extension does not say what it is; set `format` to one of {known}, or `{{ text = {{ context = … }} }}`"),
+                format!(
+                    "its extension does not say what it is; set `format` to one of {known}, or `{{ text = {{ context = … }} }}`"
+                ),
             )
         };
         let format = format.ok_or_else(unknown)?;
@@ -232,7 +241,8 @@ fn common_schema(objects: &Arc<dyn ReadObjects>, shards: &[Shard]) -> Result<Arc
                 Some(_) => None,
             }
         });
-        let difference = difference.or_else(|| (!same_but_for_kinds).then(|| schema.difference(reader.schema())).flatten());
+        let difference =
+            difference.or_else(|| (!same_but_for_kinds).then(|| schema.difference(reader.schema())).flatten());
         if let Some(difference) = difference {
             let reason = format!("{difference} as in {}", objects.name(&first.key));
             return Err(DataError::file(objects.name(&facts.key).as_ref(), reason));

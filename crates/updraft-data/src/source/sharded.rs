@@ -185,8 +185,13 @@ impl Sharded {
         };
         let reader = open_shard_known(&self.objects, facts, mds.as_ref(), &options)?;
         if reader.blocks() != blocks {
-            let reason = format!("holds {} rows in {} blocks; {} in {} were expected: it was changed", reader.rows(),
-                reader.blocks().len(), facts.samples, blocks.len());
+            let reason = format!(
+                "holds {} rows in {} blocks; {} in {} were expected: it was changed",
+                reader.rows(),
+                reader.blocks().len(),
+                facts.samples,
+                blocks.len()
+            );
             return Err(DataError::file(self.objects.name(&facts.key).as_ref(), reason));
         }
         self.keep_open(shard, reader.clone());

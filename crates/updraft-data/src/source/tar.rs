@@ -28,6 +28,9 @@ const NAME_BYTES_MAX: u64 = 1 << 20;
 /// Files of one row, at most.
 const FILES_MAX: usize = 4096;
 
+/// Rows that are looked at to learn the columns.
+const INFER_ROWS: usize = 64;
+
 /// What an extension (its last part) says of a column.
 pub(crate) fn kind_of_extension(extension: &str) -> Option<Kind> {
     match extension.rsplit('.').next().unwrap_or(extension) {
@@ -141,9 +144,12 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
         if header.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let sum: u64 = header.iter().enumerate().map(|(at, b)| u64::from(if (148..156).contains(&at) { b' ' } else { *b })).sum();
+        let sum: u64 =
+            header.iter().enumerate().map(|(at, b)| u64::from(if (148..156).contains(&at) { b' ' } else { *b })).sum();
         if number(&header[148..156]) != Some(sum) {
-            return Err("the header of a file has a wrong checksum: it is damaged, or this is no tar".to_owned().into());
+            return Err("the header of a file has a wrong checksum: it is damaged, or this is no tar"
+                .to_owned()
+                .into());
         }
         let claimed = number(&header[124..136]).ok_or_else(|| "a file has a size that is no number".to_owned())?;
         let special = |stream: &mut dyn FnMut(u64) -> Result<Bytes, Broken>| {
@@ -188,7 +194,9 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
                 };
                 let name = String::from_utf8(name).map_err(|_| "a file whose name is not UTF-8".to_owned())?;
                 if size > memory_bytes {
-                    return Err(format!("file `{name:.200}` of {size} bytes, more than memory_bytes = {memory_bytes}").into());
+                    return Err(
+                        format!("file `{name:.200}` of {size} bytes, more than memory_bytes = {memory_bytes}").into()
+                    );
                 }
                 return Ok(Some(Member { name, size }));
             }
@@ -247,7 +255,9 @@ impl<S: Stream> Groups<S> {
         if let Some(pending) = self.pending.take() {
             return Ok(Some(pending));
         }
-        while let Some(member) = next_member(&mut self.stream, self.memory_bytes)? {
+        // A block ends where its bytes do; only the last has the zeros that end the archive.
+        while self.stream.rest() > 0 {
+            let Some(member) = next_member(&mut self.stream, self.memory_bytes)? else { break };
             if let Some((key, column)) = split_name(&member.name)? {
                 return Ok(Some((key.to_owned(), column, member.size)));
             }
@@ -307,7 +317,9 @@ impl Records for Tar {
                     Broken::Data(error) => error,
                     Broken::Reason(reason) => walk.error_from(start, reason),
                 };
-                let Some(member) = next_member(walk, memory_bytes).map_err(|b| broken(walk, b))? else { return Ok(None) };
+                let Some(member) = next_member(walk, memory_bytes).map_err(|b| broken(walk, b))? else {
+                    return Ok(None);
+                };
                 walk.skip(member.size, "a file")?;
                 walk.skip(padding(member.size), "the padding of a file")?;
                 match split_name(&member.name).map_err(|reason| walk.error_from(start, reason))? {
@@ -343,19 +355,37 @@ impl Records for Tar {
             Broken::Data(error) => error,
             Broken::Reason(reason) => content.input.error_at(0, reason),
         };
-        let mut columns = Vec::new();
-        if let Some(group) = self.groups(bytes).next().map_err(broken)? {
-            columns.push(Column { name: KEY.into(), kind: Kind::Text });
+        let mut columns: Vec<Column> = Vec::new();
+        let mut groups = self.groups(bytes);
+        for row in 0..INFER_ROWS {
+            let Some(group) = groups.next().map_err(broken)? else { break };
+            if row == 0 {
+                columns.push(Column { name: KEY.into(), kind: Kind::Text });
+            }
             for (name, data) in group.files {
+                let known = columns.iter_mut().find(|column| column.name == name);
                 let kind = match kind_of_extension(&name) {
                     Some(kind) => kind,
                     None => {
                         let array = npy::parse(data.as_ref(), self.memory_bytes);
-                        let array = array.map_err(|r| content.input.error(format!("row `{}`, `{name}`: {r}", group.key)))?;
+                        let array =
+                            array.map_err(|r| content.input.error(format!("row `{}`, `{name}`: {r}", group.key)))?;
                         Kind::Number { dtype: array.dtype(), shape: array.shape().to_vec() }
                     }
                 };
-                columns.push(Column { name, kind });
+                match known {
+                    // Arrays of one dimension may be of any length; whatever else differs is for reading to refuse.
+                    Some(column) => match (&column.kind, &kind) {
+                        (Kind::Number { dtype: a, shape }, Kind::Number { dtype: b, shape: other })
+                            if a == b && shape != other && shape.len() == 1 && other.len() == 1 =>
+                        {
+                            column.kind = Kind::List { dtype: *a };
+                        }
+                        _ => {}
+                    },
+                    None if row == 0 => columns.push(Column { name, kind }),
+                    None => {}
+                }
             }
         }
         Schema::new(columns).map_err(|reason| content.input.error(reason))

@@ -99,16 +99,19 @@ impl Records for TfRecord {
         while let Some(wanted_row) = pick {
             let broken = |reason: String| DataError::file(block.place(row, at).as_ref(), reason);
             let head = block.bytes.get(at..at + HEAD_BYTES);
-            let length = head.ok_or_else(|| "a record is cut off in its length".to_owned()).and_then(|h| self.length(h));
+            let length =
+                head.ok_or_else(|| "a record is cut off in its length".to_owned()).and_then(|h| self.length(h));
             let length = length.map_err(broken)? as usize;
             let start = at + HEAD_BYTES;
             let tail = block.bytes.get(start..).and_then(|rest| rest.get(length..)?.first_chunk::<TAIL_BYTES>());
-            let expected = u32::from_le_bytes(*tail.ok_or_else(|| broken(format!("a record of {length} bytes is cut off")))?);
+            let expected =
+                u32::from_le_bytes(*tail.ok_or_else(|| broken(format!("a record of {length} bytes is cut off")))?);
             if row == wanted_row {
                 let data = block.bytes.slice(start..start + length);
                 let found = masked_crc(&data);
                 if found != expected {
-                    let reason = format!("the record's {length} bytes have the checksum {found:08x}, not {expected:08x}");
+                    let reason =
+                        format!("the record's {length} bytes have the checksum {found:08x}, not {expected:08x}");
                     return Err(broken(reason));
                 }
                 while pick == Some(row) {

@@ -38,11 +38,17 @@ pub(crate) struct TableColumn {
 }
 
 impl Whole {
-    pub(crate) fn open(input: Input, key: &str, format: ShardFormat, options: &ReadOptions) -> Result<Whole, DataError> {
+    pub(crate) fn open(
+        input: Input,
+        key: &str,
+        format: ShardFormat,
+        options: &ReadOptions,
+    ) -> Result<Whole, DataError> {
         let compression = if format == ShardFormat::JsonLines { Compression::of_key(key) } else { None };
         let memory_bytes = options.memory_bytes;
         let content = Content::new(input, compression, memory_bytes);
-        let mut whole = Whole { content, format, schema: Arc::new(Schema { columns: vec![] }), blocks: vec![], memory_bytes };
+        let mut whole =
+            Whole { content, format, schema: Arc::new(Schema { columns: vec![] }), blocks: vec![], memory_bytes };
         // What a manifest tells need not be read twice.
         if let (Some(schema), [block]) = (&options.schema, options.blocks.as_slice()) {
             (whole.schema, whole.blocks) = (schema.clone(), vec![block.rows]);

@@ -26,7 +26,13 @@ pub(super) struct MdsWriter {
 }
 
 /// What describes shards of these columns, in each and in the index; keys sorted, as the original writes them.
-fn description(names: &[&str], encodings: &[String], sizes: &[Option<usize>], shard_bytes: u64, compress: bool) -> Value {
+fn description(
+    names: &[&str],
+    encodings: &[String],
+    sizes: &[Option<usize>],
+    shard_bytes: u64,
+    compress: bool,
+) -> Value {
     json!({
         "column_encodings": encodings,
         "column_names": names,
@@ -52,7 +58,14 @@ impl MdsWriter {
         }
         let description = description_of(&schema, &columns, options.shard_bytes, options.compress);
         let description = python_json(&description).into_bytes();
-        Ok(MdsWriter { schema, columns, description, samples: Vec::new(), ends: Vec::new(), compress: options.compress })
+        Ok(MdsWriter {
+            schema,
+            columns,
+            description,
+            samples: Vec::new(),
+            ends: Vec::new(),
+            compress: options.compress,
+        })
     }
 
     /// Bytes before the first sample.

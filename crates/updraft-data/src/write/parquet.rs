@@ -59,7 +59,15 @@ impl ParquetWriter {
             .build();
         let writer = SerializedFileWriter::new(Vec::new(), root.into(), properties.into()).map_err(failed)?;
         let row_group_bytes = options.row_group_bytes;
-        Ok(ParquetWriter { schema, writer, waiting: vec![], waiting_bytes: 0, row_group_bytes, blocks: vec![], rows: 0 })
+        Ok(ParquetWriter {
+            schema,
+            writer,
+            waiting: vec![],
+            waiting_bytes: 0,
+            row_group_bytes,
+            blocks: vec![],
+            rows: 0,
+        })
     }
 
     fn flush(&mut self) -> Result<(), DataError> {
@@ -197,9 +205,7 @@ fn write_numbers(
         DType::F32 => put::<FloatType>(writer, words(bytes, f32::from_ne_bytes), levels),
         DType::F64 => put::<DoubleType>(writer, words(bytes, f64::from_ne_bytes), levels),
         DType::F16 => {
-            let half = |word: [u8; 2]| {
-                FixedLenByteArray::from(u16::from_ne_bytes(word).to_le_bytes().to_vec())
-            };
+            let half = |word: [u8; 2]| FixedLenByteArray::from(u16::from_ne_bytes(word).to_le_bytes().to_vec());
             put::<FixedLenByteArrayType>(writer, words(bytes, half), levels)
         }
         other => Err(ParquetError::General(format!("Parquet has no {other}"))),

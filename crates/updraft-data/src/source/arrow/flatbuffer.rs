@@ -31,7 +31,8 @@ impl<'a> Table<'a> {
     /// Where a field is, `None` where it has its default.
     fn field(&self, number: usize) -> Result<Option<usize>, String> {
         let back = i32::from_le_bytes(array(self.bytes, self.at)?);
-        let list = i64::try_from(self.at).ok().and_then(|at| usize::try_from(at - i64::from(back)).ok()).ok_or_else(cut)?;
+        let list =
+            i64::try_from(self.at).ok().and_then(|at| usize::try_from(at - i64::from(back)).ok()).ok_or_else(cut)?;
         let length = usize::from(u16::from_le_bytes(array(self.bytes, list)?));
         let entry = 4 + 2 * number;
         if entry + 2 > length {

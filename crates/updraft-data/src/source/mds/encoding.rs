@@ -41,7 +41,10 @@ const TYPES: [(&str, u8, DType); 11] = [
 
 /// Encodings that are known and not read, and why.
 const REFUSED: [(&str, &str); 6] = [
-    ("pkl", "a pickle runs the code that its writer put in it, so it is not opened; write `json`, `ndarray` or `bytes`"),
+    (
+        "pkl",
+        "a pickle runs the code that its writer put in it, so it is not opened; write `json`, `ndarray` or `bytes`",
+    ),
     ("pil", "pixels without compression in PIL's modes; write `jpeg` or `png`"),
     ("jpeg_array", "several pictures a row; one is read"),
     ("jpegarray", "several pictures a row; one is read"),

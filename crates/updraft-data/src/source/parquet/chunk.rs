@@ -52,11 +52,9 @@ impl Leaf {
 fn unsupported(leaf: &ColumnDescriptor) -> String {
     match leaf.logical_type_ref() {
         Some(logical) => format!("holds {logical:?}, which is not a number, text or bytes"),
-        None => format!(
-            "holds {} as {}, which is not a number, text or bytes",
-            leaf.physical_type(),
-            leaf.converted_type()
-        ),
+        None => {
+            format!("holds {} as {}, which is not a number, text or bytes", leaf.physical_type(), leaf.converted_type())
+        }
     }
 }
 
@@ -83,12 +81,11 @@ pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells
     let leaf = chunk.leaf;
     Leaf::of(leaf)?;
     match (reader, leaf.converted_type()) {
-        (FixedLenByteArrayColumnReader(r), _) if leaf.logical_type_ref() == Some(&LogicalType::Float16) => {
-            chunk.numbers(r, |v| match v.data() {
+        (FixedLenByteArrayColumnReader(r), _) if leaf.logical_type_ref() == Some(&LogicalType::Float16) => chunk
+            .numbers(r, |v| match v.data() {
                 [low, high] => Ok(half::f16::from_le_bytes([*low, *high])),
                 other => Err(format!("{} bytes are not a 16-bit float", other.len())),
-            })
-        }
+            }),
         (ByteArrayColumnReader(r), C::NONE | C::UTF8 | C::ENUM | C::JSON | C::BSON) => chunk.bytes(r, |v| v),
         (FixedLenByteArrayColumnReader(r), C::NONE) => chunk.bytes(r, |v| v.into()),
         (BoolColumnReader(r), C::NONE) => {
@@ -192,7 +189,9 @@ impl Chunk<'_> {
                 let ragged = lengths.iter().flatten().position(|length| *length != expected);
                 if let (Some(row), Some(lengths)) = (ragged, &lengths) {
                     let (row, length) = (self.first_row + row as u64, lengths[row]);
-                    return Err(format!("holds lists of different lengths: {length} in row {row}, {expected} expected"));
+                    return Err(format!(
+                        "holds lists of different lengths: {length} in row {row}, {expected} expected"
+                    ));
                 }
                 let shape = [&[self.rows], shape.as_slice()].concat();
                 Tensor::from_bytes(dtype, &shape, bytes).map(Cells::Numbers).map_err(failed)
@@ -230,7 +229,8 @@ impl Chunk<'_> {
                     lengths.iter().position(passes).unwrap_or(0)
                 }
             };
-            converted.push(convert(value).map_err(|reason| format!("row {}: {reason}", self.first_row + row() as u64))?);
+            converted
+                .push(convert(value).map_err(|reason| format!("row {}: {reason}", self.first_row + row() as u64))?);
         }
         self.shape(E::DTYPE, bytemuck::cast_slice(&converted), lengths)
     }

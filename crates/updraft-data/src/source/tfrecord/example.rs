@@ -73,7 +73,11 @@ impl<'a> Message<'a> {
     }
 
     /// The parts of a message that is all of submessages with one number.
-    fn submessages(bytes: &'a [u8], number: u64, mut each: impl FnMut(&'a [u8]) -> Result<(), String>) -> Result<(), String> {
+    fn submessages(
+        bytes: &'a [u8],
+        number: u64,
+        mut each: impl FnMut(&'a [u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
         let mut message = Message { rest: bytes };
         while let Some((found, field)) = message.next()? {
             match field {
@@ -88,7 +92,10 @@ impl<'a> Message<'a> {
 }
 
 /// Calls `each` with the name and the list of every feature.
-fn features<'a>(example: &'a [u8], mut each: impl FnMut(&'a str, List<'a>) -> Result<(), String>) -> Result<(), String> {
+fn features<'a>(
+    example: &'a [u8],
+    mut each: impl FnMut(&'a str, List<'a>) -> Result<(), String>,
+) -> Result<(), String> {
     Message::submessages(example, 1, |features| {
         Message::submessages(features, 1, |entry| {
             let mut entry = Message { rest: entry };
@@ -216,13 +223,9 @@ impl Seen {
                 }
             };
             match columns.iter_mut().find(|c| c.name == name) {
-                None => columns.push(SeenColumn {
-                    name: name.to_owned(),
-                    dtype,
-                    length,
-                    same_length: true,
-                    examples: 1,
-                }),
+                None => {
+                    columns.push(SeenColumn { name: name.to_owned(), dtype, length, same_length: true, examples: 1 })
+                }
                 Some(column) if column.dtype != dtype => {
                     return Err(format!("feature `{name}` holds {} and other values before", list.what()));
                 }
