@@ -3,6 +3,7 @@
 //! Threads read and write side by side through stores that fail by a seeded schedule: refusals, lost answers, stalls, broken
 //! connections, short bodies, wrong versions, slow answers. What each object must be is known, since one thread owns it, or
 //! since there must be one winner, or since updates add up; in the end the bucket is looked at past the faults.
+#![allow(clippy::print_stdout, reason = "the counts are for the log")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

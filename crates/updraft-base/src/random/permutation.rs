@@ -148,7 +148,7 @@ fn network(round_keys: &[u64; ROUNDS], left_radix: u32, right_radix: u32, values
         let radix = u64::from(radix);
         for i in 0..WIDTH {
             let z = scramble(round_key, from[i]);
-            let shift = ((z >> 32) * radix + ((z & 0xFFFF_FFFF) * radix >> 32)) >> 32;
+            let shift = ((z >> 32) * radix + (((z & 0xFFFF_FFFF) * radix) >> 32)) >> 32;
             let sum = into[i] + shift;
             into[i] = sum - if sum >= radix { radix } else { 0 };
         }

@@ -91,7 +91,8 @@ fn clock_skew(clock: &dyn Clock, exhausted: &Exhausted) -> Option<String> {
     let named = answer.code.as_deref() == Some("RequestTimeTooSkewed");
     let here_ms = clock.now_unix_ms();
     let skew_ms = answer.server_unix_ms.map_or(0, |server_ms| here_ms.abs_diff(server_ms));
-    if !named && !(refused && skew_ms > CLOCK_SKEW_MS_MAX) {
+    let seen = refused && skew_ms > CLOCK_SKEW_MS_MAX;
+    if !named && !seen {
         return None;
     }
     let server_ms = answer.server_unix_ms.unwrap_or(here_ms);

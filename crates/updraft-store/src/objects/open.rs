@@ -20,6 +20,7 @@ use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
+use percent_encoding::percent_decode_str;
 
 use super::profile;
 use super::wire::WatchingConnector;
@@ -108,7 +109,7 @@ pub(super) fn open(url: &str, settings: &BTreeMap<String, String>) -> Result<Bac
     ObjectPath::parse(prefix).map_err(|e| StoreError::Url { url: url.to_owned(), reason: e.to_string() })?;
     match scheme {
         "file" if authority.is_empty() || authority == "localhost" => {
-            local(url, Path::new(&unescaped(&rest[authority.len()..])))
+            local(url, Path::new(&*percent_decode_str(&rest[authority.len()..]).decode_utf8_lossy()))
         }
         "file" => {
             let reason = format!("`{authority}` stands where a host would: write file:///folder");
@@ -167,6 +168,22 @@ fn local(url: &str, folder: &Path) -> Result<Backend, StoreError> {
     Ok(Backend { folder: Some(folder), ..backend(url, Provider::Local, prefix.as_ref(), store) })
 }
 
+/// Builds a cloud's store. The builders of the crate have the same methods and no trait in common.
+macro_rules! built {
+    ($builder:expr, $url:expr, $plain_http:expr, $chosen:expr) => {{
+        let mut builder = $builder.with_client_options(client($plain_http));
+        for (key, value) in $chosen {
+            builder = builder.with_config(key, value);
+        }
+        builder
+            .with_url($url)
+            .with_retry(no_retries())
+            .with_http_connector(WatchingConnector::default())
+            .build()
+            .map_err(|e| StoreError::Open { dir: $url.to_owned(), source: e.into() })?
+    }};
+}
+
 fn s3(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<Backend, StoreError> {
     let mut chosen = chosen::<AmazonS3ConfigKey>(url, "AWS_", S3_SETTINGS, settings)?;
     let mut credentials = vec!["AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()];
@@ -183,18 +200,8 @@ fn s3(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<Ba
     credentials.push("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or …_FULL_URI".into());
     credentials.push("the metadata service of the machine".into());
     let plain = is_plain_http(&chosen, &[AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint]);
-    let mut builder = AmazonS3Builder::new().with_client_options(client(plain));
-    for (key, value) in chosen {
-        builder = builder.with_config(key, value);
-    }
-    let store = builder
-        .with_url(url)
-        .with_retry(no_retries())
-        .with_http_connector(WatchingConnector::default())
-        // One plain DELETE for one object, which every server of the protocol has; the bulk form they do not.
-        .with_disable_bulk_delete(true)
-        .build()
-        .map_err(|e| StoreError::Open { dir: url.to_owned(), source: e.into() })?;
+    // One plain DELETE for one object, which every server of the protocol has; the bulk form they do not.
+    let store = built!(AmazonS3Builder::new().with_disable_bulk_delete(true), url, plain, chosen);
     Ok(cloud(url, Provider::S3, prefix, Arc::new(store), credentials))
 }
 
@@ -206,16 +213,7 @@ fn gcs(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<B
                 && value.contains("\"gcs_base_url\":")
                 && value.contains("http://")
         });
-    let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client(plain));
-    for (key, value) in chosen {
-        builder = builder.with_config(key, value);
-    }
-    let store = builder
-        .with_url(url)
-        .with_retry(no_retries())
-        .with_http_connector(WatchingConnector::default())
-        .build()
-        .map_err(|e| StoreError::Open { dir: url.to_owned(), source: e.into() })?;
+    let store = built!(GoogleCloudStorageBuilder::new(), url, plain, chosen);
     let credentials = vec![
         "GOOGLE_SERVICE_ACCOUNT or GOOGLE_SERVICE_ACCOUNT_KEY".into(),
         "GOOGLE_APPLICATION_CREDENTIALS".into(),
@@ -229,16 +227,7 @@ fn azure(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result
     let chosen = chosen::<AzureConfigKey>(url, "AZURE_", AZURE_SETTINGS, settings)?;
     let plain = is_plain_http(&chosen, &[AzureConfigKey::Endpoint])
         || chosen.iter().any(|(key, value)| *key == AzureConfigKey::UseEmulator && value == "true");
-    let mut builder = MicrosoftAzureBuilder::new().with_client_options(client(plain));
-    for (key, value) in chosen {
-        builder = builder.with_config(key, value);
-    }
-    let store = builder
-        .with_url(url)
-        .with_retry(no_retries())
-        .with_http_connector(WatchingConnector::default())
-        .build()
-        .map_err(|e| StoreError::Open { dir: url.to_owned(), source: e.into() })?;
+    let store = built!(MicrosoftAzureBuilder::new(), url, plain, chosen);
     let credentials = vec![
         "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN".into(),
         "AZURE_CLIENT_ID with AZURE_TENANT_ID and AZURE_CLIENT_SECRET or AZURE_FEDERATED_TOKEN_FILE".into(),
@@ -358,26 +347,6 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
-/// A URL's path with `%20` and its like read.
-fn unescaped(path: &str) -> String {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let code = (first == b'%').then(|| std::str::from_utf8(after.get(..2)?).ok()).flatten();
-        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,6 +388,5 @@ mod tests {
         let keys = settings(&[("access_key_id", "k"), ("secret_access_key", "s")]);
         let backend = open("s3://bucket/some/prefix/", &keys).unwrap();
         assert_eq!((backend.prefix.as_str(), backend.url.as_str()), ("some/prefix", "s3://bucket/some/prefix"));
-        assert_eq!(unescaped("/a%20b%2Fc%zz"), "/a b/c%zz");
     }
 }
