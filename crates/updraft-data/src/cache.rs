@@ -2,7 +2,7 @@
 //!
 //! The cache is a store around a store ([`ReadObjects`]), in parts of one size. What it lets go of is what is needed
 //! furthest ahead (Belady 1966): the order of samples is known epochs in advance, so the loader foresees which objects
-//! are needed at which steps ([`Cache::foresee`]) and says how far it has come ([`Cache::advance`]). A cache that was told
+//! are needed at which steps ([`ReadObjects::foresee`]) and says how far it has come ([`ReadObjects::advance`]). A cache that was told
 //! nothing keeps what it has until it is full and then fetches the rest each time; to let go of what was used longest ago,
 //! as is usual, would lose exactly what comes next.
 //!
@@ -109,20 +109,6 @@ impl Cache {
             state.list(disk);
         }
         Ok(Cache { store, options, disk, state: Mutex::new(state), fetched: Condvar::new() })
-    }
-
-    /// The objects of steps to come, in the order in which they are needed first.
-    pub fn foresee<'a>(&self, uses: impl IntoIterator<Item = (&'a str, Range<u64>)>) {
-        let mut state = self.lock();
-        for (key, steps) in uses {
-            let object = state.object(key, &self.digest_of(key));
-            state.future.expect(object, steps);
-        }
-    }
-
-    /// All steps before `step` are done.
-    pub fn advance(&self, step: u64) {
-        self.lock().future.advance(step);
     }
 
     /// What the cache has done so far.
@@ -424,6 +410,18 @@ impl ReadObjects for Cache {
 
     fn name(&self, key: &str) -> String {
         self.store.name(key)
+    }
+
+    fn foresee(&self, uses: &mut dyn Iterator<Item = (&str, Range<u64>)>) {
+        let mut state = self.lock();
+        for (key, steps) in uses {
+            let object = state.object(key, &self.digest_of(key));
+            state.future.expect(object, steps);
+        }
+    }
+
+    fn advance(&self, step: u64) {
+        self.lock().future.advance(step);
     }
 }
 

@@ -296,6 +296,16 @@ impl Dataset {
         self.lanes
     }
 
+    /// Tells the source which blocks steps to come need.
+    pub(crate) fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
+        self.source.foresee(uses);
+    }
+
+    /// Tells the source that all steps before this one are done.
+    pub(crate) fn advance(&self, step: u64) {
+        self.source.advance(step);
+    }
+
     /// Whether samples of a batch are mixed with each other, so that whoever makes a part of it needs all of it.
     pub(crate) fn pairs_samples(&self) -> bool {
         self.mix.is_some()

@@ -168,6 +168,31 @@ impl LaneEpoch {
         (first..end).filter(|turn| self.borders[*turn] < self.borders[turn + 1]).map(|turn| self.block(turn) as u64)
     }
 
+    /// The blocks that samples come from, each with the positions between which they do; a block that a border cuts
+    /// comes twice.
+    pub(crate) fn uses(&self) -> Vec<(usize, Range<u64>)> {
+        let mut uses = Vec::with_capacity(self.borders.len());
+        for lane in 0..self.lanes.count {
+            let places = self.lane_start(lane)..self.lane_start(lane + 1);
+            let mut place = places.start;
+            while place < places.end {
+                // Unshuffled, each block is a window of its own.
+                let turn = last_at_most(&self.borders, place);
+                let window = match self.lanes.shuffle {
+                    Shuffle::None => place..self.borders[turn + 1].min(places.end),
+                    Shuffle::Global | Shuffle::Blocks(_) => self.window(lane, place).places,
+                };
+                let position = |place: u64| (place - places.start) * self.lanes.count + lane;
+                let positions = position(window.start)..position(window.end - 1) + 1;
+                let turns = turn..self.borders.partition_point(|border| *border < window.end);
+                let filled = turns.filter(|turn| self.borders[*turn] < self.borders[turn + 1]);
+                uses.extend(filled.map(|turn| (self.block(turn), positions.clone())));
+                place = window.end;
+            }
+        }
+        uses
+    }
+
     fn block(&self, turn: usize) -> usize {
         self.dealt.as_ref().map_or(turn, |p| p.get(turn as u64) as usize)
     }
@@ -288,6 +313,10 @@ mod tests {
                 let strided = samples.iter().skip(lane as usize).step_by(count as usize);
                 prop_assert!(of_lane.iter().eq(strided));
                 let read: std::collections::BTreeSet<u64> = order.blocks_of(lane).collect();
+                for (index, sample) in (0u64..).zip(&of_lane) {
+                    let (position, block) = (index * count + lane, last_at_most(&lanes.starts, *sample));
+                    prop_assert!(order.uses().iter().any(|(b, positions)| *b == block && positions.contains(&position)));
+                }
                 let starts = lanes.starts.clone();
                 let needed = of_lane.iter().map(|s| last_at_most(&starts, *s) as u64).collect();
                 prop_assert_eq!(read, needed);

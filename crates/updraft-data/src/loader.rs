@@ -196,8 +196,28 @@ impl Loader {
         self.shared.clock.as_ref()
     }
 
-    fn forget_before(&self, step: u64) {
-        self.shared.planner.forget_before(step);
+    /// The batch of a step was taken, of batches that begin at `first`.
+    fn took(&self, first: u64, step: u64) {
+        let Shared { dataset, planner, .. } = &*self.shared;
+        planner.forget_before(step);
+        dataset.advance(step);
+        // One epoch ahead, so that at every moment the next use of every block is known.
+        if step.is_multiple_of(self.steps_per_epoch()) && step > first {
+            self.foresee(step / self.steps_per_epoch() + 1);
+        }
+    }
+
+    /// Batches begin at a step.
+    fn begin(&self, step: u64) {
+        self.shared.dataset.advance(step);
+        let epoch = step / self.steps_per_epoch();
+        (epoch..epoch + 2).for_each(|epoch| self.foresee(epoch));
+    }
+
+    /// Tells the source what an epoch needs; worked out only where it listens.
+    fn foresee(&self, epoch: u64) {
+        let Shared { dataset, planner, .. } = &*self.shared;
+        dataset.foresee(&mut std::iter::once_with(|| planner.uses(dataset, epoch)).flatten());
     }
 
     fn make(&self, step: u64) -> Result<Made, DataError> {

@@ -4,6 +4,8 @@
 //! window, and permutes the samples of each window; at any time only a window's blocks need to be in memory. With all
 //! blocks in one window the shuffle is global.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use updraft_base::{Key, Permutation};
 
@@ -132,6 +134,36 @@ impl EpochOrder {
         // The last block that starts at or before `image`; empty blocks before it start there too, and are passed over.
         let (before, first_sample) = window.blocks[window.blocks.partition_point(|(b, _)| *b <= image) - 1];
         first_sample + (image - before)
+    }
+
+    /// The blocks that samples come from, each with the positions between which they do.
+    pub(crate) fn uses(&self, block_samples: &[u64]) -> Vec<(usize, Range<u64>)> {
+        let mut first = 0;
+        let starts: Vec<(usize, u64, u64)> = block_samples
+            .iter()
+            .enumerate()
+            .filter(|(_, samples)| **samples > 0)
+            .map(|(block, samples)| {
+                first += samples;
+                (block, first - samples, first)
+            })
+            .collect();
+        if self.windows.is_empty() {
+            return starts.into_iter().map(|(block, start, end)| (block, start..end)).collect();
+        }
+        let mut uses = Vec::with_capacity(starts.len());
+        for window in &self.windows {
+            let positions = window.first_position..window.first_position + window.permutation.len();
+            // The window of a global shuffle is one range over all blocks.
+            for (number, (before, first_sample)) in window.blocks.iter().enumerate() {
+                let end = window.blocks.get(number + 1).map_or(window.permutation.len(), |(next, _)| *next);
+                let samples = *first_sample..first_sample + (end - before);
+                let from = starts.partition_point(|(_, _, end)| *end <= samples.start);
+                let overlapping = starts[from..].iter().take_while(|(_, start, _)| *start < samples.end);
+                uses.extend(overlapping.map(|(block, ..)| (*block, positions.clone())));
+            }
+        }
+        uses
     }
 
     /// The position at which a sample is seen: the inverse of [`sample_at`](EpochOrder::sample_at). Costs time in

@@ -4,6 +4,7 @@
 //! name a row in an error. What a column means is for [`transform`](crate::transform) to say.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,6 +58,13 @@ pub(crate) trait Source: Send + Sync {
 
     /// The name of a row: the file, and the row or line in it.
     fn row_name(&self, row: u64) -> String;
+
+    /// The blocks that steps to come need, by when they are needed first. A source with a cache lets go of what is needed
+    /// last.
+    fn foresee(&self, _uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {}
+
+    /// All steps before this one are done.
+    fn advance(&self, _step: u64) {}
 }
 
 /// A source, and what is known about it.

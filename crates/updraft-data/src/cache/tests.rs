@@ -75,7 +75,7 @@ fn fetched(objects: u64, options: CacheOptions, foresees: bool) -> Vec<f64> {
     let order = |epoch: u64| Permutation::new(&Key::new(9).child_index(epoch), objects);
     let foresee = |epoch: u64| {
         let order = order(epoch);
-        cache.foresee((0..objects).map(|turn| {
+        cache.foresee(&mut (0..objects).map(|turn| {
             let step = epoch * objects + turn;
             (keys[order.get(turn) as usize].as_str(), step..step + 1)
         }));
@@ -170,7 +170,7 @@ fn caches_that_share_a_folder_and_lose_their_files_at_any_moment_answer_right() 
             scope.spawn(move || {
                 let cache = Cache::new(store.clone(), options(600, 100, Some((dir, 8_000)))).unwrap();
                 let key = Key::new(thread);
-                cache.foresee((0..40).map(|o: u64| (["0", "1", "2", "3"][o as usize % 4], o..o + 1)));
+                cache.foresee(&mut (0..40).map(|o: u64| (["0", "1", "2", "3"][o as usize % 4], o..o + 1)));
                 for i in 0..600u64 {
                     let object = key.below(2 * i, 40) as usize;
                     let start = key.below(2 * i + 1, 400);
@@ -222,7 +222,7 @@ fn files_of_an_earlier_run_serve_the_next_and_go_when_they_are_needed_last() {
     let keys: Vec<String> = (0..10).map(|o| o.to_string()).collect();
     // 0 is needed after all others.
     let order = [4usize, 1, 2, 3, 4, 0];
-    second.foresee(order.iter().enumerate().map(|(i, o)| (keys[*o].as_str(), i as u64..i as u64 + 1)));
+    second.foresee(&mut order.iter().enumerate().map(|(i, o)| (keys[*o].as_str(), i as u64..i as u64 + 1)));
     for (step, object) in order.iter().enumerate() {
         whole(&second, *object as u64);
         second.advance(step as u64 + 1);

@@ -10,6 +10,7 @@
 //! state after a step costs nothing; any other step's is found by going on from the nearest one before.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use updraft_base::Key;
@@ -225,6 +226,23 @@ impl Planner {
         };
         let step = position / self.batch_size;
         (step < self.steps_per_epoch()).then(|| epoch * self.steps_per_epoch() + step)
+    }
+
+    /// The blocks that an epoch needs, each with its steps, by when they are needed first; nothing where that is not
+    /// known without reading.
+    pub(crate) fn uses(&self, dataset: &Dataset, epoch: u64) -> Vec<(usize, Range<u64>)> {
+        let OrderKind::Epochs(epochs) = &self.kind else { return Vec::new() };
+        let positions = match &*epochs.order(epoch) {
+            EpochKind::Plain(order) => order.uses(dataset.block_samples()),
+            EpochKind::Lanes(order) => order.uses(),
+        };
+        let first = epoch * self.steps_per_epoch();
+        let steps = |positions: Range<u64>| {
+            first + positions.start / self.batch_size..first + positions.end.div_ceil(self.batch_size)
+        };
+        let mut uses: Vec<_> = positions.into_iter().map(|(block, positions)| (block, steps(positions))).collect();
+        uses.sort_by_key(|(_, steps)| (steps.start, steps.end));
+        uses
     }
 
     /// Where this rank's lanes stand before a step; nothing where the step's number says it all.

@@ -30,6 +30,7 @@ pub struct Batches {
     last_wait: StageTimes,
     /// Batches taken one after the other without waiting.
     unwaited: u64,
+    first_step: u64,
 }
 
 /// A batch and what making it took.
@@ -106,6 +107,7 @@ impl Tuner {
 impl Batches {
     pub(super) fn start(loader: &Loader, steps: std::ops::Range<u64>) -> Result<Batches, DataError> {
         let options = loader.options();
+        loader.begin(steps.start);
         // Each thread makes one batch while one waits for the consumer.
         let least = (2 * options.threads as u64).max(1);
         let tuner = Tuner {
@@ -131,6 +133,7 @@ impl Batches {
             stalls: Stalls::default(),
             last_wait: StageTimes::default(),
             unwaited: 0,
+            first_step: steps.start,
         };
         for _ in 0..options.threads {
             batches.add_thread()?;
@@ -239,7 +242,7 @@ impl Iterator for Batches {
                 } else {
                     self.last_wait = self.stalls.take(wait_ns, &made.times);
                 }
-                self.loader.forget_before(step);
+                self.loader.took(self.first_step, step);
                 Some(Ok(made.batch))
             }
             Ok(Err(error)) => {

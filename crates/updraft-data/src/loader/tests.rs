@@ -7,8 +7,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use updraft_base::{Clock, Digest, Key, SystemClock};
 use updraft_graph::Tensor;
+use updraft_store::ReadObjects;
 
 use super::*;
+use crate::cache::{Cache, CacheOptions};
 use crate::config::DatasetConfig;
 use crate::source::join::Join;
 use crate::source::{Cells, Opened, Source};
@@ -389,4 +391,148 @@ fn batches_in_flight_stay_within_their_memory() {
         assert!(batches.in_flight_max() * batch_bytes <= memory_bytes / 4);
     }
     assert_eq!(batches.stalls().batches, 60);
+}
+
+/// Samples in objects of a store, one object a block: 64 bytes each, which begin with the sample's number.
+struct Objects64 {
+    store: Arc<dyn ReadObjects>,
+    cache: Option<Arc<Cache>>,
+    blocks: Vec<u64>,
+}
+
+fn content_of(block: u64, samples: u64) -> Vec<u8> {
+    (0..samples).flat_map(|i| ((block * samples + i) as i64).to_le_bytes().repeat(8)).collect()
+}
+
+impl Source for Objects64 {
+    fn block_rows(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    fn resident_bytes(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let store = self.cache.as_ref().map_or(&*self.store, |cache| &**cache as &dyn ReadObjects);
+        let samples = self.blocks[0];
+        let mut numbers = Vec::new();
+        for row in rows {
+            let start = row % samples * 64;
+            let range = start..start + 64;
+            let bytes = store.read(&(row / samples).to_string(), std::slice::from_ref(&range));
+            let bytes = bytes.map_err(|e| DataError::Loader(e.to_string()))?.remove(0);
+            assert_eq!(bytes[..8].repeat(8), bytes[..], "a sample of two");
+            numbers.push(i64::from_le_bytes(bytes[..8].try_into().unwrap()));
+        }
+        Ok(columns.iter().map(|_| Cells::Numbers(Tensor::vector(&numbers))).collect())
+    }
+
+    fn row_name(&self, row: u64) -> String {
+        format!("sample {row}")
+    }
+
+    fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
+        if let Some(cache) = &self.cache {
+            let named: Vec<(String, Range<u64>)> = uses.map(|(block, steps)| (block.to_string(), steps)).collect();
+            cache.foresee(&mut named.iter().map(|(key, steps)| (key.as_str(), steps.clone())));
+        }
+    }
+
+    fn advance(&self, step: u64) {
+        if let Some(cache) = &self.cache {
+            cache.advance(step);
+        }
+    }
+}
+
+fn loader_over(
+    store: Arc<dyn ReadObjects>,
+    cache: Option<Arc<Cache>>,
+    blocks: Vec<u64>,
+    options: LoaderOptions,
+) -> Loader {
+    let count = blocks.len();
+    let source = Box::new(Objects64 { store, cache, blocks });
+    let columns = vec!["sample".to_owned()];
+    let opened = Opened { source, columns, digest: Digest::of(b"objects"), vocabulary: None, classes: None };
+    let config: DatasetConfig = serde_json::from_value(json!({ "path": "objects" })).unwrap();
+    let dataset = Dataset::over(&config, Path::new(""), PathBuf::from("objects"), opened, &[count]).unwrap();
+    Loader::new(Arc::new(dataset), options).unwrap()
+}
+
+#[test]
+fn the_second_epoch_of_a_shuffled_dataset_fetches_half_where_half_is_cached() {
+    let (shards, samples) = (600u64, 5u64);
+    let shard_bytes = samples * 64;
+    let store = object_store::memory::InMemory::new();
+    let objects = updraft_store::Objects::over(Arc::new(store), &updraft_store::AccessOptions::default()).unwrap();
+    for shard in 0..shards {
+        objects.put(&shard.to_string(), content_of(shard, samples).into()).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file_bytes = shard_bytes + 24;
+    for (name, cache) in [
+        ("memory", CacheOptions { memory_bytes: shards / 2 * shard_bytes, disk: None, part_bytes: 4096 }),
+        // Memory for what the open windows hold, and the rest of the half on disk.
+        (
+            "disk",
+            CacheOptions {
+                memory_bytes: 24 * shard_bytes,
+                disk: Some((folder.path().to_owned(), (shards / 2 - 24) * file_bytes)),
+                part_bytes: 4096,
+            },
+        ),
+    ] {
+        let store: Arc<dyn ReadObjects> = Arc::new(objects.clone());
+        let cache = Arc::new(Cache::new(store.clone(), cache).unwrap());
+        let options = LoaderOptions { shuffle: Shuffle::Blocks(1), ..options(12, 6) };
+        let loader = loader_over(store, Some(cache.clone()), vec![samples; shards as usize], options);
+        let steps = loader.steps_per_epoch();
+        let mut shares = Vec::new();
+        let mut batches = loader.batches(0..3 * steps).unwrap();
+        for _ in 0..3 {
+            let before = cache.reading().fetched_bytes;
+            for _ in 0..steps {
+                let batch = batches.next().unwrap().unwrap();
+                let numbers = batch.tensors[0].1.to_i64().unwrap();
+                assert!(numbers.iter().zip(&batch.samples).all(|(number, sample)| *number == *sample as i64));
+            }
+            shares.push((cache.reading().fetched_bytes - before) as f64 / (shards * shard_bytes) as f64);
+        }
+        println!("{name}: fetched of the dataset by epoch {shares:?}");
+        assert_eq!(shares[0], 1.0, "{name}");
+        assert!(shares[1] <= 0.52 && shares[2] <= 0.52, "{name}: {shares:?}");
+    }
+}
+
+#[test]
+fn a_store_that_fails_gives_the_same_batches_as_one_that_does_not() {
+    use updraft_sim::{FaultRates, FaultyStore, Schedule};
+    use updraft_store::{AccessOptions, Objects};
+
+    let (shards, samples) = (40u64, 30u64);
+    let inner = Arc::new(object_store::memory::InMemory::new());
+    let sound = Objects::over(inner.clone(), &AccessOptions::default()).unwrap();
+    for shard in 0..shards {
+        sound.put(&shard.to_string(), content_of(shard, samples).into()).unwrap();
+    }
+    // No stalls: each would wait for a deadline, and hedging has tests of its own.
+    let rates = FaultRates { stalled: 0.0, slow_ms: 2, ..FaultRates::all(0.2) };
+    let schedule = Arc::new(Schedule::new(4, rates));
+    let faulty = FaultyStore::new(inner, schedule.clone());
+    let faulty = Objects::over(Arc::new(faulty), &AccessOptions::default()).unwrap();
+    let batches = |objects: Objects, threads: usize| -> Vec<Batch> {
+        let store: Arc<dyn ReadObjects> = Arc::new(objects);
+        let cache = CacheOptions { memory_bytes: 20_000, disk: None, part_bytes: 512 };
+        let cache = Arc::new(Cache::new(store.clone(), cache).unwrap());
+        let options = LoaderOptions { threads, ..options(24, 24) };
+        let loader = loader_over(store, Some(cache), vec![samples; shards as usize], options);
+        loader.batches(0..loader.steps_per_epoch()).unwrap().map(Result::unwrap).collect()
+    };
+    let expected = batches(sound, 0);
+    assert_eq!(batches(faulty, 3), expected);
+    let faults: u64 = schedule.counts().values().sum();
+    println!("{faults} faults in {} requests: {:?}", schedule.requests(), schedule.counts());
+    assert!(faults > 50, "{:?}", schedule.counts());
 }

@@ -1,5 +1,7 @@
 //! Several sources one after the other, as if they were one.
 
+use std::ops::Range;
+
 use super::{Cells, Source};
 use crate::error::DataError;
 
@@ -73,6 +75,27 @@ impl Source for Join {
             out.push(joined.gather(places.iter().copied()));
         }
         Ok(out)
+    }
+
+    fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
+        let mut of_sources: Vec<Vec<(usize, Range<u64>)>> = vec![Vec::new(); self.sources.len()];
+        let counts: Vec<usize> = self.sources.iter().map(|s| s.block_rows().len()).collect();
+        for (mut block, steps) in uses {
+            for (count, uses) in counts.iter().zip(&mut of_sources) {
+                if block < *count {
+                    uses.push((block, steps));
+                    break;
+                }
+                block -= count;
+            }
+        }
+        for (source, uses) in self.sources.iter().zip(of_sources) {
+            source.foresee(&mut uses.into_iter());
+        }
+    }
+
+    fn advance(&self, step: u64) {
+        self.sources.iter().for_each(|source| source.advance(step));
     }
 
     fn row_name(&self, row: u64) -> String {

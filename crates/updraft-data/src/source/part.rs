@@ -1,5 +1,7 @@
 //! A part of a source's rows, as fractions: training and validation data from one file.
 
+use std::ops::Range;
+
 use super::{Cells, Source};
 use crate::error::DataError;
 
@@ -7,6 +9,8 @@ use crate::error::DataError;
 pub(super) struct Part {
     source: Box<dyn Source>,
     first_row: u64,
+    /// The blocks of the source that these rows are in.
+    blocks: Vec<usize>,
     block_rows: Vec<u64>,
 }
 
@@ -28,16 +32,18 @@ impl Part {
             return Err(format!("`rows = [{start}, {end}]` is none of its {rows} rows"));
         }
         let mut block_first = 0;
+        let mut blocks = Vec::new();
         let mut block_rows = Vec::new();
-        for rows in source.block_rows() {
+        for (block, rows) in source.block_rows().iter().enumerate() {
             let block_end = block_first + rows;
             let kept = block_end.min(end_row).saturating_sub(block_first.max(first_row));
             if kept > 0 {
                 block_rows.push(kept);
+                blocks.push(block);
             }
             block_first = block_end;
         }
-        Ok(Part { source, first_row, block_rows })
+        Ok(Part { source, first_row, blocks, block_rows })
     }
 }
 
@@ -53,6 +59,14 @@ impl Source for Part {
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let rows: Vec<u64> = rows.iter().map(|row| self.first_row + row).collect();
         self.source.read(columns, &rows)
+    }
+
+    fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
+        self.source.foresee(&mut uses.map(|(block, steps)| (self.blocks[block], steps)));
+    }
+
+    fn advance(&self, step: u64) {
+        self.source.advance(step);
     }
 
     fn row_name(&self, row: u64) -> String {

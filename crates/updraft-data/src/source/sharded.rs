@@ -11,6 +11,7 @@
 //! the best). A request counts as many bytes as could have come in the time it takes to be answered.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -348,6 +349,15 @@ impl Source for Sharded {
             })?);
         }
         Ok(out)
+    }
+
+    fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
+        let named = |(block, steps)| (self.shards[self.shard_of(block)].facts.key.as_str(), steps);
+        self.objects.foresee(&mut uses.map(named));
+    }
+
+    fn advance(&self, step: u64) {
+        self.objects.advance(step);
     }
 
     fn row_name(&self, row: u64) -> String {

@@ -89,4 +89,9 @@ pub trait ReadObjects: Send + Sync {
     fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError>;
     /// How messages name an object: its URL.
     fn name(&self, key: &str) -> String;
+    /// The objects that steps to come need, by when they are needed first. A cache lets go of what is needed last; a
+    /// store has no use for it.
+    fn foresee(&self, _uses: &mut dyn Iterator<Item = (&str, Range<u64>)>) {}
+    /// All steps before this one are done.
+    fn advance(&self, _step: u64) {}
 }

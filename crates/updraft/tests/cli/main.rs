@@ -1,6 +1,7 @@
 //! What a user of the command line sees.
 
 mod kill;
+mod lanes;
 mod optimize;
 mod prune;
 mod quantize;
