@@ -31,7 +31,7 @@ pub(crate) mod join;
 mod jsonl;
 pub(crate) mod mds;
 mod numpy;
-mod parquet;
+pub(crate) mod parquet;
 mod part;
 pub(crate) mod place;
 mod records;

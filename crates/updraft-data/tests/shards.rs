@@ -165,10 +165,10 @@ proptest! {
             let picked = reader.read(&[last], &picks).unwrap();
             prop_assert_eq!(&picked[0], &rows.columns[last].gather(picks.iter().map(|r| *r as usize)));
 
-            // Without being told of columns and blocks, MDS and tar know their columns all the same.
+            // MDS and Parquet know their columns without being told.
             let found = read(bytes, format, &key, &ReadOptions::default()).unwrap();
             prop_assert_eq!(found.len(), count);
-            if format == ShardFormat::Mds {
+            if matches!(format, ShardFormat::Mds | ShardFormat::Parquet) {
                 for (column, cells) in rows.schema.columns.iter().zip(&rows.columns) {
                     prop_assert_eq!(found.column(&column.name), Some(cells));
                 }

@@ -112,7 +112,11 @@ impl Parquet {
             .enumerate()
             .map(|(place, leaf)| (leaf.path().string(), kind_of(&metadata, place, leaf)))
             .collect();
-        let (schema, leaves) = match &options.schema {
+        let own = match &options.schema {
+            Some(schema) => Some(schema.clone()),
+            None => own_schema(&metadata).map_err(damaged)?.map(Arc::new),
+        };
+        let (schema, leaves) = match &own {
             Some(schema) => {
                 let places = schema.columns.iter().map(|column| place_of(&metadata, &found, column));
                 let places: Result<Vec<usize>, String> = places.collect();
@@ -177,6 +181,17 @@ impl Parquet {
         }
         Ok(out)
     }
+}
+
+/// The footer's key for the columns as our writer had them.
+pub(crate) const SCHEMA_KEY: &str = "updraft.schema";
+
+/// The columns of a file that we wrote.
+fn own_schema(metadata: &ParquetMetaData) -> Result<Option<Schema>, String> {
+    let entries = metadata.file_metadata().key_value_metadata();
+    let entry = entries.into_iter().flatten().find(|entry| entry.key == SCHEMA_KEY);
+    let Some(json) = entry.and_then(|entry| entry.value.as_ref()) else { return Ok(None) };
+    serde_json::from_str(json).map(Some).map_err(|e| format!("the columns in its footer are damaged: {e}"))
 }
 
 /// What a column holds. Lists that are of one length on average in every row group are taken to be of that length, which

@@ -1,7 +1,7 @@
 //! Parquet: row groups of a size, statistics, and the page index.
 //!
-//! Columns are required: there are no nulls in our rows. Numbers of a shape and lists are Parquet lists; the shape of
-//! several dimensions is in the manifest only.
+//! Columns are required: there are no nulls in our rows. Numbers of a shape and lists are Parquet lists; which of them a
+//! column is, and its shape, stand in the footer under [`SCHEMA_KEY`], which other readers pass over.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use parquet::data_type::{
     Int32Type, Int64Type,
 };
 use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use parquet::schema::types::Type;
@@ -21,6 +22,7 @@ use crate::error::DataError;
 use crate::manifest::ShardFacts;
 use crate::rows::{Cells, Rows};
 use crate::schema::{Column, Kind, Schema};
+use crate::source::parquet::SCHEMA_KEY;
 use crate::source::shard::{Block, ShardFormat};
 use crate::write::{ShardWriter, WriteOptions, check_rows, refused};
 
@@ -49,7 +51,9 @@ impl ParquetWriter {
             true => Compression::ZSTD(ZstdLevel::try_new(3).map_err(failed)?),
             false => Compression::UNCOMPRESSED,
         };
+        let json = serde_json::to_string(&*schema).map_err(|e| DataError::file("shard".as_ref(), e.to_string()))?;
         let properties = WriterProperties::builder()
+            .set_key_value_metadata(Some(vec![KeyValue::new(SCHEMA_KEY.to_owned(), json)]))
             .set_compression(compression)
             // The default names the version of the crate.
             .set_created_by("updraft".into())
