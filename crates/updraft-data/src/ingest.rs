@@ -19,7 +19,7 @@ use updraft_store::{Created, Objects, StoreError};
 
 use crate::config::Resize;
 use crate::error::DataError;
-use crate::manifest::ShardFacts;
+use crate::manifest::{Manifest, ShardFacts};
 use crate::order::{EpochOrder, Order, Shuffle};
 use crate::parallel::in_order;
 use crate::picture::Workspace;
@@ -27,12 +27,13 @@ use crate::rows::{Cells, Rows};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
 use crate::statistics::ColumnSummary;
-use crate::write::{WriteOptions, writer};
+use crate::write::{WriteOptions, mds_index, writer};
 
 mod blocks;
 mod resize;
 
 use blocks::Blocks;
+pub use resize::{Preview, picture_preview};
 
 /// Part of every unit's digest: another number where the same rows become other bytes.
 const VERSION: &str = "1";
@@ -196,7 +197,9 @@ impl<'a> Job<'a> {
             let rows = unit_rows.min(total - first);
             let digest = self.unit_digest(&pipeline, first, rows);
             let (index, short, format) = (self.units.len(), digest.short(), self.options.format.name());
-            let key = format!("shard-{index:06}-{short}.{format}");
+            // The ends of names by which readers know the format.
+            let packed = if self.options.format == ShardFormat::Mds && self.options.write.compress { ".zstd" } else { "" };
+            let key = format!("shard-{index:06}-{short}.{format}{packed}");
             self.units.push(Unit { first, rows, digest, key });
             first += rows;
         }
@@ -334,6 +337,20 @@ fn done(target: &Objects, record_key: &str) -> Result<Option<ShardFacts>, DataEr
         // Deleted by hand, perhaps: made again.
         Ok(_) | Err(StoreError::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the shards a version of the dataset. The same shards once more, or by several at once, are the same version.
+/// MDS gets the index that MosaicML Streaming reads, too.
+pub fn commit(ingested: &Ingested, options: &IngestOptions, target: &Objects) -> Result<Digest, DataError> {
+    if options.format == ShardFormat::Mds {
+        target.put("index.json", mds_index(&ingested.schema, &ingested.shards, &options.write)?)?;
+    }
+    let manifest = Manifest::new(ingested.schema.clone(), ingested.shards.clone());
+    match manifest.commit(target) {
+        // Whoever came first committed these shards, or others, which these then replace.
+        Err(DataError::Raced { .. }) => manifest.commit(target),
+        done => done,
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) mod place;
 mod records;
 pub(crate) mod resolve;
 pub mod shard;
+pub mod shards;
 mod sharded;
 mod table;
 pub(crate) mod tar;
@@ -187,17 +188,13 @@ fn local_format(config: &DatasetConfig, place: &Place) -> Result<Option<Format>,
         };
     }
     let is_folder = std::fs::metadata(path).map_err(DataError::io(path))?.is_dir();
-    let folder_has = |name: &str| path.join(name).is_file();
     let format = match (&config.format, is_folder) {
         (Some(Format::Text(_)), true) => return Err(DataError::file(path, "is a folder; a file was expected")),
         (Some(Format::Folder), false) => return Err(DataError::file(path, "is a file; a folder was expected")),
         (Some(format), false) => Some(format.clone()),
         (Some(Format::Folder), true) => Some(Format::Folder),
         (Some(_), true) => None,
-        (None, true) => {
-            let is_sharded = folder_has(manifest::LATEST) || folder_has("index.json") || holds_shards(path)?;
-            (!is_sharded).then_some(Format::Folder)
-        }
+        (None, true) => is_picture_folder(place)?.then_some(Format::Folder),
         (None, false) => match ShardFormat::of_key(&path.to_string_lossy()) {
             Some(ShardFormat::Csv) => Some(Format::Csv),
             Some(ShardFormat::Npy) => Some(Format::Npy),
@@ -206,6 +203,16 @@ fn local_format(config: &DatasetConfig, place: &Place) -> Result<Option<Format>,
         },
     };
     Ok(format)
+}
+
+/// Whether a place is a local folder with nothing in it but folders of pictures.
+pub(crate) fn is_picture_folder(place: &Place) -> Result<bool, DataError> {
+    let path = &place.name;
+    if !place.is_local() || place.is_pattern() || !std::fs::metadata(path).map_err(DataError::io(path))?.is_dir() {
+        return Ok(false);
+    }
+    let folder_has = |name: &str| path.join(name).is_file();
+    Ok(!(folder_has(manifest::LATEST) || folder_has("index.json") || holds_shards(path)?))
 }
 
 /// Whether files of a known format lie directly in a folder, which folders of pictures never have.
@@ -304,6 +311,13 @@ pub(crate) struct Wanted<'a> {
     /// `None` for all.
     names: Option<Vec<String>>,
     path: &'a Path,
+}
+
+impl<'a> Wanted<'a> {
+    /// All columns.
+    pub(crate) fn all(path: &'a Path) -> Wanted<'a> {
+        Wanted { names: None, path }
+    }
 }
 
 impl Wanted<'_> {

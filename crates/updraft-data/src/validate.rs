@@ -19,12 +19,14 @@ use crate::statistics::{CellValue, ColumnStatistics, ColumnSummary};
 mod check;
 mod drift;
 mod near;
+mod quarantine;
 mod repeats;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use drift::ColumnDrift;
+pub use quarantine::quarantine;
 pub use rules::{ColumnRules, Limits, Pattern, Rules};
 
 use check::{Breach, Checker, Part};

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
 use crate::verb::{
-    bench, distill, eval, generate, infer, inspect, lineage, new, optimize, prune, quantize, run, train,
+    bench, data, distill, eval, generate, infer, inspect, lineage, new, optimize, prune, quantize, run, train,
 };
 
 /// Trains, evaluates and runs neural networks on ONNX models.
@@ -58,6 +58,7 @@ pub enum Verb {
     Eval(eval::Args),
     Infer(infer::Args),
     Bench(bench::Args),
+    Data(data::Args),
     Generate(generate::Args),
     Optimize(optimize::Args),
     Run(run::Args),
@@ -77,6 +78,7 @@ impl Verb {
             Verb::Eval(args) => eval::run(args, context),
             Verb::Infer(args) => infer::run(args, context),
             Verb::Bench(args) => bench::run(args, context),
+            Verb::Data(args) => data::run(args, context),
             Verb::Generate(args) => generate::run(args, context),
             Verb::Optimize(args) => optimize::run(args, context),
             Verb::Run(args) => run::run(args, context),

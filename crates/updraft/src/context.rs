@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
+use updraft_data::Access;
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::progress::Progress;
@@ -37,9 +38,7 @@ impl Context<'_> {
 
     /// The objects under a URL or in a folder, by the settings of the environment.
     pub fn objects(&self, url: &str) -> Result<Objects, StoreError> {
-        // Programs that start together must not repeat their requests together.
-        let jitter_seed = self.clock.now_unix_ms() ^ u64::from(std::process::id()) << 32;
-        Objects::open(url, &self.store_settings, &AccessOptions { jitter_seed, ..AccessOptions::default() })
+        Objects::open(url, &self.store_settings, &self.access_options())
     }
 
     /// Where files for people go, such as reports: beside a local store, else where a local store would be.
@@ -49,6 +48,17 @@ impl Context<'_> {
 
     fn store_is_remote(&self) -> bool {
         self.store_url.contains("://")
+    }
+
+    /// How datasets are reached.
+    pub fn access(&self) -> Access {
+        Access { settings: self.store_settings.clone(), options: self.access_options(), ..Access::default() }
+    }
+
+    /// Programs that start together must not repeat their requests together.
+    fn access_options(&self) -> AccessOptions {
+        let jitter_seed = self.clock.now_unix_ms() ^ u64::from(std::process::id()) << 32;
+        AccessOptions { jitter_seed, ..AccessOptions::default() }
     }
 }
 

@@ -173,7 +173,11 @@ impl From<StoreError> for Failure {
 
 impl From<DataError> for Failure {
     fn from(error: DataError) -> Failure {
-        Failure::of(Kind::Input, &error)
+        match error {
+            DataError::Store(error) => error.into(),
+            DataError::Raced { .. } => Failure::of(Kind::Storage, &error),
+            error => Failure::of(Kind::Input, &error),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ use crate::model;
 use crate::stage::optimize::Account;
 use crate::stage::{Done, Results, Stages, TrainingHistory, at_one_sample};
 
+pub(crate) mod data;
+
 mod chart;
 mod optimize;
 mod page;

@@ -22,3 +22,27 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> S
     }
     text
 }
+
+/// A number in a table: whole ones as they are, others to four digits.
+pub(crate) fn number(value: f64) -> String {
+    if value == value.trunc() && value.abs() < 1e15 {
+        format!("{value}")
+    } else if (1e-3..1e6).contains(&value.abs()) {
+        let digits = (3 - value.abs().log10().floor() as i32).clamp(0, 6) as usize;
+        format!("{value:.digits$}")
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_are_shown_to_four_digits() {
+        for (value, expected) in [(3.0, "3"), (0.13066, "0.1307"), (1234.5678, "1235"), (1e-9, "1.000e-9")] {
+            assert_eq!(number(value), expected);
+        }
+    }
+}

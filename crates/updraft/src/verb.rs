@@ -1,6 +1,7 @@
 //! One file for each verb.
 
 pub mod bench;
+pub mod data;
 pub mod distill;
 pub mod eval;
 pub mod generate;

@@ -1,4 +1,4 @@
-//! Pictures made smaller before they are stored.
+//! Pictures made smaller before they are stored, or looked at.
 
 use std::io::Cursor;
 
@@ -42,4 +42,38 @@ pub(super) fn resized(encoded: &Bytes, resize: &Resize, workspace: &mut Workspac
     done.map_err(|e| e.to_string())?;
     workspace.reclaim(picture);
     Ok(out.into())
+}
+
+/// A picture for looking at.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    /// Its media type.
+    pub mime: &'static str,
+    /// The encoded picture.
+    pub bytes: Bytes,
+    /// Pixels of its longer side.
+    pub longer_side: usize,
+}
+
+/// An encoded picture whose longer side has at most `side` pixels; `None` for bytes that are no picture.
+pub fn picture_preview(encoded: &Bytes, side: usize) -> Option<Preview> {
+    let mut workspace = Workspace::default();
+    let picture = Picture::decode_grey(encoded, &mut workspace).ok()?;
+    let longer_side = picture.height.max(picture.width);
+    let format = image::guess_format(encoded).ok()?;
+    let (bytes, longer_side) = if longer_side > side {
+        let scaled = |pixels: usize| (pixels * side / longer_side).max(1);
+        let size = Some([scaled(picture.height), scaled(picture.width)]);
+        let resize = Resize { size, shorter: None, filter: Default::default(), antialias: true };
+        (resized(encoded, &resize, &mut workspace).ok()?, side)
+    } else {
+        (encoded.clone(), longer_side)
+    };
+    // What was made smaller is PNG unless it was JPEG.
+    let mime = match format {
+        ImageFormat::Jpeg => "image/jpeg",
+        ImageFormat::WebP if bytes == encoded => "image/webp",
+        _ => "image/png",
+    };
+    Some(Preview { mime, bytes, longer_side })
 }

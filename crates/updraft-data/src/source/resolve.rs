@@ -27,6 +27,8 @@ pub(crate) struct Resolved {
     pub shards: Vec<Shard>,
     /// The digest of the content.
     pub digest: Digest,
+    /// The version of the manifest, where there is one.
+    pub version: Option<Digest>,
 }
 
 /// Opens what lies at a place as a source.
@@ -89,7 +91,7 @@ fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) 
     };
     let shards = version.manifest.shards.iter().map(shard).collect();
     let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
-    Ok(Resolved { place, objects, schema, shards, digest })
+    Ok(Resolved { place, objects, schema, shards, digest, version: Some(digest) })
 }
 
 fn from_mds_index(
@@ -137,7 +139,7 @@ fn from_mds_index(
     let schema = reader.schema().clone();
     shard.reader = Some(reader);
     hasher.field(&serde_json::to_vec(&*schema).map_err(|e| wrong(e.to_string()))?);
-    Ok(Resolved { place, objects, schema, shards, digest: hasher.finish() })
+    Ok(Resolved { place, objects, schema, shards, digest: hasher.finish(), version: None })
 }
 
 /// Makes a manifest of objects that have none.
@@ -208,7 +210,7 @@ fn freeze(
     }
     shards.retain(|shard| shard.facts.samples > 0);
     let digest = frozen_digest(&place, &objects, &schema, &shards)?;
-    Ok(Resolved { place, objects, schema, shards, digest })
+    Ok(Resolved { place, objects, schema, shards, digest, version: None })
 }
 
 /// The columns that all shards have. Text files do not say what their columns are, so there a column of whole numbers in

@@ -1,6 +1,7 @@
 //! Charts as SVG. Colours come from the page's style sheet, so that they follow light and dark.
 
 use maud::{Markup, html};
+use updraft_data::statistics::Bar;
 
 /// One line, or a row of dots on a line.
 pub(super) struct Series<'a> {
@@ -135,6 +136,72 @@ pub(super) fn bar_chart(title: &str, rows: &[(&str, f64)], show: fn(f64) -> Stri
                 text.tick.end x=(LABELS - 8.0) y=(at(y + 12.0)) { (shortened(name)) title { (name) } }
                 rect.key.a x=(LABELS) y=(at(y + 2.0)) width=(at(length(*value))) height=(ROW - 5.0) rx="2" {}
                 text.tick x=(at(LABELS + length(*value) + 6.0)) y=(at(y + 12.0)) { (show(*value)) }
+            }
+        }
+    }
+}
+
+/// One distribution as bars side by side, or two over each other; each as shares of its own sum.
+pub(super) fn histogram(title: &str, series: &[(&str, &str, &[Bar])], show: fn(f64) -> String) -> Markup {
+    let bars = || series.iter().flat_map(|(_, _, bars)| bars.iter());
+    let low = bars().map(|b| b.low).fold(f64::MAX, f64::min);
+    let high = bars().map(|b| b.high).fold(f64::MIN, f64::max);
+    let shares: Vec<(&str, &str, Vec<(f64, f64, f64)>)> = series
+        .iter()
+        .map(|(name, class, bars)| {
+            let sum = bars.iter().map(|b| b.count).sum::<f64>().max(1.0);
+            (*name, *class, bars.iter().map(|b| (b.low, b.high, b.count / sum)).collect())
+        })
+        .collect();
+    let most = shares.iter().flat_map(|(_, _, bars)| bars.iter().map(|b| b.2)).fold(0.0, f64::max);
+    let y_ticks = ticks(0.0, most.max(1e-6));
+    let y_max = y_ticks.last().copied().unwrap_or(1.0);
+    let range = if high > low { high - low } else { 1.0 };
+    let x_at = |x: f64| LEFT + (x - low) / range * (WIDTH - LEFT - RIGHT);
+    let y_at = |y: f64| TOP + (y_max - y) / y_max * (HEIGHT - TOP - BOTTOM);
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) {
+            text.title x=(LEFT) y="18" { (title) }
+            @for y in &y_ticks {
+                line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y))) {}
+                text.tick.end x=(LEFT - 8.0) y=(at(y_at(*y) + 4.0)) { (format!("{:.*} %", usize::from(y_max < 0.05), 100.0 * y)) }
+            }
+            @for x in ticks(low, high).into_iter().filter(|x| (low..=high).contains(x)) {
+                text.tick.middle x=(at(x_at(x))) y=(HEIGHT - BOTTOM + 18.0) { (show(x)) }
+            }
+            @for (i, (name, class, bars)) in shares.iter().enumerate() {
+                @for (from, to, share) in bars.iter().filter(|b| b.2 > 0.0) {
+                    rect.bar.(class) x=(at(x_at(*from))) y=(at(y_at(*share)))
+                        width=(at((x_at(*to) - x_at(*from) - 1.0).max(1.0))) height=(at((y_at(0.0) - y_at(*share)).max(0.5))) {
+                        title { (show(*from)) " to " (show(*to)) ": " (format!("{:.2} %", 100.0 * share)) }
+                    }
+                }
+                @if shares.len() > 1 {
+                    @let right = WIDTH - RIGHT - 110.0 * (shares.len() - 1 - i) as f64;
+                    rect.key.(class) x=(right - 104.0) y="11" width="14" height="4" rx="2" {}
+                    text.tick x=(right - 84.0) y="18" { (name) }
+                }
+            }
+        }
+    }
+}
+
+/// Bars under one another, their lengths in proportion to the values.
+pub(super) fn count_chart(title: &str, rows: &[(String, u64)]) -> Markup {
+    const ROW: f64 = 20.0;
+    const LABELS: f64 = 150.0;
+    const VALUES: f64 = 80.0;
+    let height = TOP + ROW * rows.len() as f64 + 8.0;
+    let most = rows.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
+    let length = |count: u64| count as f64 / most as f64 * (WIDTH - LABELS - VALUES);
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-label=(title) {
+            text.title x="0" y="18" { (title) }
+            @for (i, (name, count)) in rows.iter().enumerate() {
+                @let y = TOP + ROW * i as f64;
+                text.tick.end x=(LABELS - 8.0) y=(at(y + 13.0)) { (shortened(name)) title { (name) } }
+                rect.key.a x=(LABELS) y=(at(y + 2.0)) width=(at(length(*count))) height=(ROW - 6.0) rx="2" {}
+                text.tick x=(at(LABELS + length(*count) + 6.0)) y=(at(y + 13.0)) { (count) }
             }
         }
     }

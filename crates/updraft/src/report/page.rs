@@ -12,7 +12,33 @@ use super::{Report, TrainingCard, optimize};
 /// The report as a page that needs nothing else.
 pub(crate) fn page(report: &Report) -> String {
     let model = &report.model;
-    let title = format!("{} · Updraft report", report.name);
+    let about = format!(
+        "{}, trained {} with Updraft {}, seed {}",
+        model.network,
+        date(report.created_unix_ms),
+        report.updraft_version,
+        report.seed
+    );
+    let sections = html! {
+        (headline(report))
+        @if let Some(account) = &report.optimization { (optimize::sections(account)) }
+        (curves(&report.training))
+        @if let Some(waits) = &report.training.waits { (waiting(waits)) }
+        @if let Some(test) = &report.test { (confusion(test, classes(report))) }
+        (model_card(report))
+        (data(report))
+        (stages(report))
+        (lineage(report))
+        section {
+            h2 { "Recipe" }
+            pre { (report.recipe) }
+        }
+    };
+    frame(&report.name, &about, &sections)
+}
+
+/// A page of sections under a heading, with everything in it.
+pub(super) fn frame(name: &str, about: &str, sections: &Markup) -> String {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -20,33 +46,32 @@ pub(crate) fn page(report: &Report) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { (title) }
+                title { (name) " · Updraft report" }
                 style { (PreEscaped(include_str!("style.css"))) }
             }
             body {
                 main {
                     header {
-                        h1 { (report.name) }
-                        p.muted { (model.network) ", trained " (date(report.created_unix_ms)) " with Updraft " (report.updraft_version) ", seed " (report.seed) }
+                        h1 { (name) }
+                        p.muted { (about) }
                     }
-                    (headline(report))
-                    @if let Some(account) = &report.optimization { (optimize::sections(account)) }
-                    (curves(&report.training))
-                    @if let Some(waits) = &report.training.waits { (waiting(waits)) }
-                    @if let Some(test) = &report.test { (confusion(test, classes(report))) }
-                    (model_card(report))
-                    (data(report))
-                    (stages(report))
-                    (lineage(report))
-                    section {
-                        h2 { "Recipe" }
-                        pre { (report.recipe) }
-                    }
+                    (sections)
                 }
             }
         }
     }
     .into_string()
+}
+
+/// The numbers that one looks for first, each with its name.
+pub(super) fn cards(cards: &[(&str, String)]) -> Markup {
+    html! {
+        section.cards {
+            @for (name, value) in cards {
+                div.card { div.value { (value) } div.muted { (name) } }
+            }
+        }
+    }
 }
 
 /// The numbers that one looks for first.
@@ -67,13 +92,7 @@ fn headline(report: &Report) -> Markup {
     if let Some(cost) = &report.model.cost_per_sample {
         cards.push(("FLOPs a sample", units::count(cost.flops)));
     }
-    html! {
-        section.cards {
-            @for (name, value) in cards {
-                div.card { div.value { (value) } div.muted { (name) } }
-            }
-        }
-    }
+    self::cards(&cards)
 }
 
 fn curves(training: &TrainingCard) -> Markup {
@@ -322,7 +341,7 @@ fn share(part: u64, whole: u64) -> String {
 
 /// The date of a moment, in the Gregorian calendar and UTC: Howard Hinnant's `civil_from_days`
 /// (<https://howardhinnant.github.io/date_algorithms.html>).
-fn date(unix_ms: u64) -> String {
+pub(super) fn date(unix_ms: u64) -> String {
     let days = unix_ms / 86_400_000 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

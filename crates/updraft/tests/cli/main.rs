@@ -1,5 +1,6 @@
 //! What a user of the command line sees.
 
+mod data;
 mod kill;
 mod lanes;
 mod optimize;
@@ -21,7 +22,10 @@ fn the_manual_is_as_it_was_reviewed() {
     insta::assert_snapshot!("updraft", command.render_long_help());
     for verb in command.get_subcommands_mut().filter(|c| c.get_name() != "help") {
         let name = verb.get_name().to_owned();
-        insta::assert_snapshot!(name, verb.render_long_help());
+        insta::assert_snapshot!(name.as_str(), verb.render_long_help());
+        for part in verb.get_subcommands_mut().filter(|c| c.get_name() != "help") {
+            insta::assert_snapshot!(format!("{name}_{}", part.get_name()), part.render_long_help());
+        }
     }
 }
 

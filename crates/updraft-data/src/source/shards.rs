@@ -1,0 +1,177 @@
+//! A dataset as its shards, all open: what is inspected, validated and ingested row by row.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use updraft_base::Digest;
+use updraft_store::ReadObjects;
+
+use crate::error::DataError;
+use crate::ingest::{Input, statistics_of};
+use crate::manifest::ShardFacts;
+use crate::parallel::in_order;
+use crate::rows::Cells;
+use crate::schema::{Column, Kind, Schema};
+use crate::statistics::ColumnStatistics;
+
+use super::place::Place;
+use super::resolve::{Resolved, resolve};
+use super::shard::{ReadOptions, ShardFormat, ShardReader};
+use super::{Access, Source, Wanted, folder, is_picture_folder, open_shard_known, shard_hash};
+
+/// The shards of a dataset.
+pub struct Shards {
+    /// The columns of all.
+    pub schema: Arc<Schema>,
+    /// Their rows.
+    pub readers: Vec<Arc<dyn ShardReader>>,
+    /// What is known about each; a folder of pictures counts as one.
+    pub facts: Vec<ShardFacts>,
+    /// The version of the manifest, where there is one.
+    pub version: Option<Digest>,
+    objects: Arc<dyn ReadObjects>,
+    is_local: bool,
+    /// Of a folder of pictures.
+    digest: Digest,
+}
+
+impl Shards {
+    /// Opens what lies at a path or URL: a folder with a manifest, with MDS's index, with files of one format or with
+    /// pictures; one file; or a pattern.
+    pub fn open(
+        path: &str,
+        format: Option<ShardFormat>,
+        memory_bytes: u64,
+        access: &Access,
+    ) -> Result<Shards, DataError> {
+        let place = Place::of(Path::new(path), Path::new(""), access)?;
+        if format == Some(ShardFormat::Folder) || (format.is_none() && is_picture_folder(&place)?) {
+            return Shards::of_pictures(place, access);
+        }
+        let is_local = place.is_local();
+        let Resolved { objects, schema, shards, digest, version, .. } = resolve(place, format, memory_bytes, access)?;
+        let mut readers: Vec<Arc<dyn ShardReader>> = Vec::with_capacity(shards.len());
+        let mut facts = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let options =
+                ReadOptions { memory_bytes, schema: Some(schema.clone()), blocks: shard.facts.blocks.clone() };
+            let open = || open_shard_known(&objects, &shard.facts, shard.mds.as_ref(), &options);
+            readers.push(shard.reader.map_or_else(open, Ok)?);
+            facts.push(shard.facts);
+        }
+        Ok(Shards { schema, readers, facts, version, objects, is_local, digest })
+    }
+
+    fn of_pictures(place: Place, access: &Access) -> Result<Shards, DataError> {
+        let (objects, is_local) = (place.objects(access), place.is_local());
+        let bytes = place.list()?.iter().map(|facts| facts.bytes).sum();
+        let name = place.name.clone();
+        let opened = folder::open_listed(&place, &Wanted::all(&name), access)?;
+        let pictures = Pictures::new(opened.source, bytes);
+        let mut facts = ShardFacts::new("", ShardFormat::Folder, bytes, pictures.rows());
+        facts.sha256 = Some(opened.digest);
+        let (schema, version) = (pictures.schema.clone(), None);
+        let readers: Vec<Arc<dyn ShardReader>> = vec![Arc::new(pictures)];
+        Ok(Shards { schema, readers, facts: vec![facts], version, objects, is_local, digest: opened.digest })
+    }
+
+    /// The statistics that the manifest has of all shards; `None` where it lacks some.
+    pub fn statistics(&self) -> Option<Vec<ColumnStatistics>> {
+        statistics_of(&self.facts, &self.schema)
+    }
+
+    /// The shards as inputs of an ingestion, each known by the digest of its content; of distant objects without one, the
+    /// store's tag stands for that, because reading them would cost as much as the work.
+    pub fn inputs(&self) -> Result<Vec<Input>, DataError> {
+        let mut inputs = Vec::with_capacity(self.readers.len());
+        for (reader, facts) in self.readers.iter().zip(&self.facts) {
+            let identity = match (&facts.sha256, &facts.xxh3, &facts.etag) {
+                (Some(sha256), ..) => sha256.to_string(),
+                (None, Some(xxh3), _) => format!("xxh3:{xxh3} {}", facts.bytes),
+                (None, None, Some(etag)) if !self.is_local => format!("etag:{etag} {}", facts.bytes),
+                _ if facts.format == ShardFormat::Folder => self.digest.to_string(),
+                _ => shard_hash(&self.objects, facts)?.1.to_string(),
+            };
+            inputs.push(Input { reader: reader.clone(), identity });
+        }
+        Ok(inputs)
+    }
+
+    /// The number of blocks of all shards.
+    pub fn blocks(&self) -> u64 {
+        self.readers.iter().map(|reader| reader.blocks().len() as u64).sum()
+    }
+
+    /// Reads the first `blocks` blocks, all columns, on some threads; tells the rows of each and their bytes in memory.
+    pub fn read_all(&self, blocks: u64, threads: usize, mut seen: impl FnMut(u64, u64)) -> Result<(), DataError> {
+        let all = self.readers.iter().flat_map(|reader| (0..reader.blocks().len()).map(move |block| (reader, block)));
+        let all: Vec<_> = all.take(usize::try_from(blocks).unwrap_or(usize::MAX)).collect();
+        in_order(
+            all.len(),
+            threads,
+            |at| {
+                let (reader, block) = all[at];
+                let rows = reader.read_block(block)?;
+                Ok::<_, DataError>((rows.len() as u64, rows.memory_bytes()))
+            },
+            |_, (rows, bytes)| {
+                seen(rows, bytes);
+                Ok(())
+            },
+        )
+    }
+}
+
+/// A folder of pictures as a shard.
+struct Pictures {
+    source: Box<dyn Source>,
+    schema: Arc<Schema>,
+    blocks: Vec<u64>,
+    rows: u64,
+    bytes: u64,
+}
+
+/// Pictures that are read together: a few megabytes of photographs.
+const PICTURES_OF_BLOCK: u64 = 128;
+
+impl Pictures {
+    fn new(source: Box<dyn Source>, bytes: u64) -> Pictures {
+        let rows: u64 = source.block_rows().iter().sum();
+        let starts = (0..rows).step_by(PICTURES_OF_BLOCK as usize);
+        let blocks = starts.map(|start| PICTURES_OF_BLOCK.min(rows - start)).collect();
+        let column = |name: &str, kind| Column { name: name.to_owned(), kind };
+        let columns = vec![column("image", Kind::Bytes), column("label", Kind::scalar(updraft_graph::DType::I64))];
+        Pictures { source, schema: Arc::new(Schema { columns }), blocks, rows, bytes }
+    }
+}
+
+impl ShardReader for Pictures {
+    fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn blocks(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    fn block_bytes(&self, block: usize, _: &[usize]) -> u64 {
+        let rows = self.blocks.get(block).copied().unwrap_or(0);
+        (u128::from(self.bytes) * u128::from(rows) / u128::from(self.rows.max(1))) as u64
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        self.source.read(columns, rows)
+    }
+
+    fn place(&self, row: u64) -> String {
+        self.source.row_name(row)
+    }
+
+    fn reads_single_rows(&self) -> bool {
+        true
+    }
+}

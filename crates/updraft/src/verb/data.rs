@@ -1,0 +1,105 @@
+//! `updraft data`: datasets wherever they lie, one file for each of its verbs.
+
+use std::sync::Arc;
+
+use clap::Subcommand;
+use updraft_data::ShardReader;
+use updraft_data::statistics::ColumnStatistics;
+
+use crate::context::{Answer, Context};
+use crate::failure::{Failure, Kind};
+
+pub mod bench;
+pub mod ingest;
+pub mod inspect;
+pub mod lifecycle;
+pub mod validate;
+
+/// Ingest, inspect, validate, measure and tidy datasets
+///
+/// A dataset is a URL (`s3://bucket/folder`, `gs://…`, `az://…`, `https://…`, `file:///…`) or a path: a folder with our
+/// manifest, a folder of MDS shards, a folder of files of one format, or one file.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: DataVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataVerb {
+    Ingest(ingest::Args),
+    Inspect(inspect::Args),
+    Validate(validate::Args),
+    Bench(bench::Args),
+    Lifecycle(lifecycle::Args),
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
+    match &args.verb {
+        DataVerb::Ingest(args) => ingest::run(args, context),
+        DataVerb::Inspect(args) => inspect::run(args, context),
+        DataVerb::Validate(args) => validate::run(args, context),
+        DataVerb::Bench(args) => bench::run(args, context),
+        DataVerb::Lifecycle(args) => lifecycle::run(args, context),
+    }
+}
+
+/// `64MiB`, `1.5 GiB`, `800kB` or a number of bytes.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (text[..end].parse::<f64>(), text[end..].trim());
+    let scale = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        _ => f64::NAN,
+    };
+    match number.map(|n| (n * scale).round()) {
+        Ok(bytes) if (1.0..9e15).contains(&bytes) => Ok(bytes as u64),
+        _ => Err(format!("`{text}` is no size: write a number and KiB, MiB, GiB, kB, MB or GB")),
+    }
+}
+
+/// The column that is the label: the one named so whose values could be counted.
+fn label_of(statistics: &[ColumnStatistics]) -> Option<&ColumnStatistics> {
+    let named = |name: &str| statistics.iter().find(|s| s.column == name && s.values.is_some());
+    ["label", "class", "target"].into_iter().find_map(named)
+}
+
+/// Statistics from one pass over all shards, with progress.
+fn summarized(shards: &[Arc<dyn ShardReader>], context: &Context) -> Result<Vec<ColumnStatistics>, Failure> {
+    let rows = shards.iter().map(|s| s.rows()).sum();
+    let task = context.progress.task("read", rows, "rows");
+    let statistics = updraft_data::validate::summarize(shards, context.threads, |done| task.at(done, String::new))?;
+    task.finish();
+    Ok(statistics)
+}
+
+/// A file whose content the user wrote.
+fn read_text(path: &std::path::Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::io("read", path, &e))
+}
+
+/// What is wrong with such a file.
+fn malformed(path: &std::path::Path, reason: impl std::fmt::Display) -> Failure {
+    Failure::new(Kind::Usage, format!("{}: {reason}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, expected) in [("64MiB", 64 << 20), ("1.5 GiB", 3 << 29), ("800kB", 800_000), ("7", 7)] {
+            assert_eq!(parse_bytes(text), Ok(expected));
+        }
+        for text in ["", "MiB", "3 parsecs", "0", "-1"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

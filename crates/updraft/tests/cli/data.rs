@@ -1,0 +1,258 @@
+//! The verbs of datasets, on the pictures of `examples/mnist` and on tables with planted faults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+use updraft_base::{Clock, Key, SystemClock};
+
+use crate::workplace::Workplace;
+
+fn mnist() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/mnist/data/test.parquet");
+    path.canonicalize().unwrap().to_str().unwrap().to_owned()
+}
+
+/// All files below a folder but the records of units, by name.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+const INGEST: [&str; 5] = ["--format", "mds", "--shard-rows", "250", "--shuffle"];
+
+fn ingest(workplace: &Workplace, target: &str) -> Value {
+    workplace.json(&[&["data", "ingest", &mnist(), target], INGEST.as_slice()].concat())
+}
+
+#[test]
+fn an_ingestion_killed_at_random_moments_ends_in_the_same_bytes_and_version() {
+    let workplace = Workplace::new();
+    let clock = SystemClock::new();
+    let start_ns = clock.monotonic_ns();
+    let expected = ingest(&workplace, "whole");
+    let duration_ms = (clock.monotonic_ns() - start_ns) / 1_000_000;
+    let shards = expected["shards"].as_array().unwrap().len() as u64;
+    assert_eq!((expected["rows"].as_u64().unwrap().div_ceil(250), expected["made"].as_u64()), (shards, Some(shards)));
+
+    let key = Key::new(4).child("ingest");
+    let mut kills = 0;
+    for draw in 0..40 {
+        let mut child = workplace
+            .command(&[&["data", "ingest", &mnist(), "killed"], INGEST.as_slice()].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        clock.sleep_ms(key.below(draw, duration_ms.max(1)));
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            kills += 1;
+        }
+        if kills == 12 {
+            break;
+        }
+    }
+    assert!(kills > 0, "no kill hit a running ingestion");
+    let resumed = ingest(&workplace, "killed");
+    assert_eq!(resumed["version"], expected["version"], "after {kills} kills");
+    // A kill may leave a file that was being staged; everything that has a name is the same.
+    let (whole, mut killed) = (files(&workplace.path("whole")), files(&workplace.path("killed")));
+    killed.retain(|name, _| whole.contains_key(name));
+    assert!(whole == killed, "after {kills} kills");
+    // And once more: nothing is made again.
+    let again = ingest(&workplace, "killed");
+    assert_eq!((again["made"].as_u64(), &again["version"]), (Some(0), &expected["version"]));
+}
+
+#[test]
+fn two_ingestions_at_once_share_the_work_and_agree() {
+    let workplace = Workplace::new();
+    let expected = ingest(&workplace, "alone");
+    let start = || {
+        workplace
+            .command(&[&["data", "ingest", &mnist(), "shared", "--json"], INGEST.as_slice()].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let racers = [start(), start()];
+    let mut made = 0;
+    for racer in racers {
+        let output = racer.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["version"], expected["version"]);
+        made += answer["made"].as_u64().unwrap();
+    }
+    // Every shard has exactly one maker, whoever came second.
+    assert_eq!(made, expected["shards"].as_array().unwrap().len() as u64);
+    assert!(files(&workplace.path("alone")) == files(&workplace.path("shared")));
+}
+
+#[test]
+fn an_ingested_dataset_has_the_rows_and_statistics_of_its_source() {
+    let workplace = Workplace::new();
+    for format in ["mds", "parquet", "tfrecord"] {
+        workplace.json(&["data", "ingest", &mnist(), format, "--format", format, "--shard-rows", "3000"]);
+        let source = workplace.json(&["data", "inspect", &mnist()]);
+        let copy = workplace.json(&["data", "inspect", format, "--full"]);
+        assert_eq!(copy["dataset"]["rows"], source["dataset"]["rows"], "{format}");
+        let label = |answer: &Value| answer["label"]["values"].clone();
+        assert_eq!(label(&copy), label(&source), "{format}");
+    }
+    let from_manifest = workplace.json(&["data", "inspect", "mds"]);
+    let from_rows = workplace.json(&["data", "inspect", "mds", "--full"]);
+    assert_eq!(from_manifest["label"], from_rows["label"]);
+}
+
+#[test]
+fn the_page_of_a_dataset_shows_pictures_and_needs_nothing_else() {
+    let workplace = Workplace::new();
+    let answer = workplace.json(&["data", "inspect", &mnist(), "--html", "page.html", "--samples", "12"]);
+    assert_eq!(answer["label"]["values"].as_array().unwrap().len(), 10);
+    let page = std::fs::read_to_string(workplace.path("page.html")).unwrap();
+    assert_eq!(page.matches("src=\"data:image/png;base64,").count(), 12);
+    for outside in ["http://", "https://", "<script", "<link", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+/// A table with an age out of range, a mail that is none, a repeated row and personal data.
+const TABLE: &str = "age,mail,city\n\
+                     34,none given,Ulm\n\
+                     210,none given,Bern\n\
+                     51,?,Graz\n\
+                     34,none given,Ulm\n\
+                     28,ada@example.org,Wien\n\
+                     45,card 4111 1111 1111 1111,Linz\n";
+
+const RULES: &str = "[limits]\nbad_rows = 0.1\nduplicates = 0.1\n\
+                     [columns.age]\nkind = \"i64\"\nmin = 0\nmax = 130\n\
+                     [columns.mail]\npattern = \"[a-z]\"\n";
+
+#[test]
+fn validation_finds_planted_faults_masks_what_is_personal_and_fails_with_seven() {
+    let workplace = Workplace::new();
+    std::fs::write(workplace.path("people.csv"), TABLE).unwrap();
+    std::fs::write(workplace.path("rules.toml"), RULES).unwrap();
+    let arguments =
+        ["data", "validate", "people.csv", "--rules", "rules.toml", "--quarantine", "bad", "--html", "page.html"];
+    let (code, message) = workplace.failure(&arguments);
+    assert_eq!(code, 7, "{message}");
+    assert!(message.contains("bad rows, duplicates"), "{message}");
+
+    let output = workplace.command(&arguments).arg("--json").output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((answer["bad_rows"].as_u64(), answer["passed"].as_bool()), (Some(2), Some(false)));
+    let rules: Vec<&str> =
+        answer["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
+    assert_eq!({ let mut r = rules.clone(); r.sort(); r }, ["duplicate", "maximum", "pattern"]);
+    let text = String::from_utf8(output.stdout).unwrap() + &std::fs::read_to_string(workplace.path("page.html")).unwrap();
+    for secret in ["ada@example.org", "4111 1111 1111 1111"] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    assert!(text.contains("a**@*******.**g"));
+    let quarantined = workplace.json(&["data", "inspect", "bad"]);
+    assert_eq!(quarantined["dataset"]["rows"], 3);
+
+    let kept = RULES.replace("bad_rows = 0.1", "bad_rows = 0.5").replace("duplicates = 0.1", "duplicates = 0.5");
+    std::fs::write(workplace.path("rules.toml"), kept).unwrap();
+    assert_eq!(workplace.json(&["data", "validate", "people.csv", "--rules", "rules.toml"])["passed"], true);
+}
+
+#[test]
+fn a_test_set_that_leaks_into_training_and_one_that_drifts_are_told() {
+    let workplace = Workplace::new();
+    let table = |from: i64, to: i64, scale: i64| {
+        let rows: String = (from..to).map(|i| format!("{},{}\n", scale * (i * 7919 % 1000), i)).collect();
+        format!("x,id\n{rows}")
+    };
+    std::fs::write(workplace.path("train.csv"), table(0, 2000, 1)).unwrap();
+    std::fs::write(workplace.path("clean.csv"), table(2000, 3000, 1)).unwrap();
+    std::fs::write(workplace.path("leaking.csv"), table(1990, 3000, 1)).unwrap();
+    std::fs::write(workplace.path("moved.csv"), table(2000, 3000, 3)).unwrap();
+    let check = |answer: &Value, name: &str, column: &str| {
+        let of = |c: &&Value| c["name"] == name && (column.is_empty() || c["column"] == column);
+        answer["checks"].as_array().unwrap().iter().find(of).unwrap()["value"].as_f64().unwrap()
+    };
+    let clean =
+        workplace.json(&["data", "validate", "clean.csv", "--apart-from", "train.csv", "--against", "train.csv"]);
+    assert_eq!(check(&clean, "leaks", ""), 0.0);
+    assert!(check(&clean, "drift (PSI)", "x") < 0.1);
+    let (code, message) = workplace.failure(&["data", "validate", "leaking.csv", "--apart-from", "train.csv"]);
+    assert_eq!(code, 7);
+    assert!(message.contains("leaks"), "{message}");
+    let moved = workplace.json(&["data", "validate", "moved.csv", "--against", "train.csv"]);
+    assert!(check(&moved, "drift (PSI)", "x") > 0.25);
+}
+
+#[test]
+fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() {
+    let workplace = Workplace::new();
+    let ingested = workplace.json(&["data", "ingest", &mnist(), "set", "--shard-rows", "5000"]);
+    std::fs::write(workplace.path("set/shard-old.mds"), "left behind").unwrap();
+    let rules = "[[rule]]\nname = \"left behind\"\nprefix = \"shard-\"\nunreferenced = true\nage_days = 1\ndelete = true\n";
+    std::fs::write(workplace.path("rules.toml"), rules).unwrap();
+    let plan = ["data", "lifecycle", "set", "--rules", "rules.toml"];
+    // Too young.
+    assert_eq!(workplace.json(&plan)["plan"]["actions"].as_array().unwrap().len(), 0);
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+    for file in std::fs::read_dir(workplace.path("set")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+        std::fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
+    }
+    let planned = workplace.json(&plan);
+    let actions = planned["plan"]["actions"].as_array().unwrap();
+    assert_eq!(actions.iter().map(|a| a["key"].as_str().unwrap()).collect::<Vec<_>>(), ["shard-old.mds"]);
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    let (code, message) = workplace.failure(&[&plan[..], &["--apply", &wrong]].concat());
+    assert_eq!(code, 2, "{message}");
+    assert!(workplace.path("set/shard-old.mds").exists());
+    let digest = planned["plan"]["digest"].as_str().unwrap();
+    assert_eq!(workplace.json(&[&plan[..], &["--apply", digest]].concat())["applied"]["deleted"], 1);
+    assert!(!workplace.path("set/shard-old.mds").exists());
+    let still = workplace.json(&["data", "inspect", "set", "--full"]);
+    assert_eq!(still["dataset"]["rows"], ingested["rows"]);
+}
+
+#[test]
+fn bench_counts_every_row_of_an_epoch() {
+    let workplace = Workplace::new();
+    let recipe = workplace.json(&["data", "bench", ".", "--batch", "10"]);
+    assert_eq!((recipe["steps"].as_u64(), recipe["rows"].as_u64()), (Some(10), Some(96)));
+    let raw = workplace.json(&["data", "bench", &mnist()]);
+    assert_eq!(raw["rows"], 10_000);
+    assert!(raw["first_batch_ns"].as_u64() <= raw["elapsed_ns"].as_u64());
+}
+
+#[test]
+fn pictures_are_made_smaller_on_the_way_in() {
+    let workplace = Workplace::new();
+    let column = {
+        let inspected = workplace.json(&["data", "inspect", &mnist()]);
+        let columns = inspected["dataset"]["columns"].as_array().unwrap().clone();
+        columns.iter().find(|c| c[1] == "bytes").unwrap()[0].as_str().unwrap().to_owned()
+    };
+    let resize = format!("{column}=14x14");
+    workplace.json(&["data", "ingest", &mnist(), "small", "--resize", &resize, "--shard-rows", "5000"]);
+    std::fs::write(
+        workplace.path("rules.toml"),
+        format!("[columns.{column:?}]\npixels_min = [14, 14]\npixels_max = [14, 14]\n"),
+    )
+    .unwrap();
+    let checked = workplace.json(&["data", "validate", "small", "--rules", "rules.toml", "--no-near"]);
+    assert_eq!((checked["passed"].as_bool(), checked["bad_rows"].as_u64()), (Some(true), Some(0)));
+}
