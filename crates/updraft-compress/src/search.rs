@@ -1,13 +1,14 @@
 //! The search for the best model within a limit on the drop.
 //!
 //! ```text
+//! values quantized as they come, which needs no ranges
 //! calibrators -> recipes -> whole model in int8 -- within the limit? --no--> rounding learned -> values in 16 bits
 //!                                   |                                          -> units back to float, by sensitivity
 //!                                   |                                          -> again to int8 what need not have been
 //!                                  yes                                         -> trained with the rounding in the loop
 //!                                   +------------------------------------------+-> small units in float, if faster
 //! pruned at growing ratios, recovering longer where the limit is missed -> each in float and in the forms accepted
-//! weights in few bits, other forms
+//! weights in few bits, where size is the objective; zeros
 //! all trials -> front -> holdout -> choice
 //! ```
 //!
@@ -159,6 +160,10 @@ impl Search<'_> {
     /// Makes all trials, best prospects first.
     fn explore(&mut self) -> Result<(), Trouble> {
         self.original()?;
+        if self.settings.objective != Objective::Size {
+            // Needs no ranges, so it is the first answer that a short time limit can give.
+            self.is_within(&Candidate::of_form(Form::Dynamic), others::DYNAMIC)?;
+        }
         let mut accepted: Vec<Form> = Vec::new();
         if let Some(form) = self.best_static_form()? {
             accepted.extend(self.settle(form)?.map(Form::Static));
@@ -167,9 +172,6 @@ impl Search<'_> {
             accepted.extend(self.smaller_forms()?);
         }
         self.pruned(&accepted)?;
-        if self.settings.objective != Objective::Size {
-            self.is_within(&Candidate::of_form(Form::Dynamic), others::DYNAMIC)?;
-        }
         self.zeros()
     }
 

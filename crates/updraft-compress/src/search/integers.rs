@@ -26,6 +26,8 @@ impl Search<'_> {
             }
         }
         let Some((mut form, mut least)) = best else { return Ok(None) };
+        // Judged before it is refined, so that a time limit met from here on still leaves a model.
+        self.is_within(&whole(&form), "the whole model in int8, ranges by the best calibrator")?;
         type Recipe = (&'static str, fn(&mut StaticForm));
         // In the order of what they cost; each is kept only where it helps on top of those before.
         let recipes: [Recipe; 6] = [
