@@ -198,7 +198,8 @@ impl<'a> Job<'a> {
             let digest = self.unit_digest(&pipeline, first, rows);
             let (index, short, format) = (self.units.len(), digest.short(), self.options.format.name());
             // The ends of names by which readers know the format.
-            let packed = if self.options.format == ShardFormat::Mds && self.options.write.compress { ".zstd" } else { "" };
+            let packed =
+                if self.options.format == ShardFormat::Mds && self.options.write.compress { ".zstd" } else { "" };
             let key = format!("shard-{index:06}-{short}.{format}{packed}");
             self.units.push(Unit { first, rows, digest, key });
             first += rows;

@@ -158,10 +158,17 @@ fn validation_finds_planted_faults_masks_what_is_personal_and_fails_with_seven()
     let output = workplace.command(&arguments).arg("--json").output().unwrap();
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((answer["bad_rows"].as_u64(), answer["passed"].as_bool()), (Some(2), Some(false)));
-    let rules: Vec<&str> =
-        answer["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
-    assert_eq!({ let mut r = rules.clone(); r.sort(); r }, ["duplicate", "maximum", "pattern"]);
-    let text = String::from_utf8(output.stdout).unwrap() + &std::fs::read_to_string(workplace.path("page.html")).unwrap();
+    let rules: Vec<&str> = answer["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
+    assert_eq!(
+        {
+            let mut r = rules.clone();
+            r.sort();
+            r
+        },
+        ["duplicate", "maximum", "pattern"]
+    );
+    let text =
+        String::from_utf8(output.stdout).unwrap() + &std::fs::read_to_string(workplace.path("page.html")).unwrap();
     for secret in ["ada@example.org", "4111 1111 1111 1111"] {
         assert!(!text.contains(secret), "{secret}");
     }
@@ -205,7 +212,8 @@ fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() 
     let workplace = Workplace::new();
     let ingested = workplace.json(&["data", "ingest", &mnist(), "set", "--shard-rows", "5000"]);
     std::fs::write(workplace.path("set/shard-old.mds"), "left behind").unwrap();
-    let rules = "[[rule]]\nname = \"left behind\"\nprefix = \"shard-\"\nunreferenced = true\nage_days = 1\ndelete = true\n";
+    let rules =
+        "[[rule]]\nname = \"left behind\"\nprefix = \"shard-\"\nunreferenced = true\nage_days = 1\ndelete = true\n";
     std::fs::write(workplace.path("rules.toml"), rules).unwrap();
     let plan = ["data", "lifecycle", "set", "--rules", "rules.toml"];
     // Too young.

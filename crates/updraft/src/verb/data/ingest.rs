@@ -127,12 +127,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let elapsed_ns = context.clock.monotonic_ns() - start_ns;
     let bytes: u64 = ingested.shards.iter().map(|s| s.bytes).sum();
     let rate = ingested.rows as f64 / (elapsed_ns.max(1) as f64 / 1e9);
-    let mut text = format!(
-        "{} rows in {} shards of {format}, {}\n",
-        ingested.rows,
-        ingested.shards.len(),
-        units::bytes(bytes)
-    );
+    let mut text =
+        format!("{} rows in {} shards of {format}, {}\n", ingested.rows, ingested.shards.len(), units::bytes(bytes));
     text.push_str(&format!("{} made, {} found\n", ingested.made, ingested.shards.len() as u64 - ingested.made));
     text.push_str(&format!("{}, {rate:.0} rows/s\n", units::duration_ns(elapsed_ns)));
     text.push_str(&format!("version {version}\n"));

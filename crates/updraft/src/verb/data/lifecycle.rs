@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use updraft_base::{Digest, units};
+use updraft_data::Version;
 use updraft_data::lifecycle::{
     Configuration, LifecycleRules, Plan, Prices, Provider, Usage, configuration, plan, read_access_log,
 };
-use updraft_data::Version;
 use updraft_data::manifest::LATEST;
 use updraft_store::{ObjectFacts, Objects, StoreError};
 
@@ -150,9 +150,11 @@ fn apply(plan: &Plan, digest: &Digest, objects: &Objects, context: &Context) -> 
         return Err(Failure::new(Kind::Usage, message).hint("look at the plan again, then apply its digest"));
     }
     if let Some(action) = plan.actions.iter().find(|action| action.tier.is_some()) {
-        let message = format!("`{}` moves objects to another tier, which only the provider can do in place", action.rule);
-        return Err(Failure::new(Kind::Unsupported, message)
-            .hint("set the configuration that is printed with the provider's own tool; deletions alone can be applied"));
+        let message =
+            format!("`{}` moves objects to another tier, which only the provider can do in place", action.rule);
+        return Err(Failure::new(Kind::Unsupported, message).hint(
+            "set the configuration that is printed with the provider's own tool; deletions alone can be applied",
+        ));
     }
     let task = context.progress.task("apply", plan.actions.len() as u64, "objects");
     let mut applied = Applied { deleted: 0, changed: Vec::new() };

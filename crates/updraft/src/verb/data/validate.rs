@@ -97,7 +97,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     };
     let card = card(&args.url, &shards, context);
     if let Some(path) = &args.html {
-        let page = validate_page(&card, &validation, label_of(&validation.statistics), before.as_deref().unwrap_or_default());
+        let page =
+            validate_page(&card, &validation, label_of(&validation.statistics), before.as_deref().unwrap_or_default());
         output::write(path, page.as_bytes())?;
     }
     let failed: Vec<String> = validation
@@ -132,7 +133,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     }
     let message = format!("{} is not as it should be: {}", args.url, failed.join(", "));
     Err(Failure::new(Kind::Limit, message)
-        .hint("`[limits]` of a rules file says how much may be wrong; `--quarantine` takes the rows out to be looked at")
+        .hint(
+            "`[limits]` of a rules file says how much may be wrong; `--quarantine` takes the rows out to be looked at",
+        )
         .with_answer(answer))
 }
 
