@@ -167,7 +167,7 @@ impl Cache {
         let mut brought = Vec::with_capacity(parts.len());
         let mut missing = Vec::new();
         for part in parts {
-            match self.from_disk(facts, *part) {
+            match self.read_from_disk(facts, *part) {
                 Some(bytes) => brought.push((*part, bytes)),
                 None => missing.push(*part),
             }
@@ -186,7 +186,7 @@ impl Cache {
         Ok(brought)
     }
 
-    fn from_disk(&self, facts: &ObjectFacts, part: u64) -> Option<Bytes> {
+    fn read_from_disk(&self, facts: &ObjectFacts, part: u64) -> Option<Bytes> {
         let disk = self.disk.as_ref()?;
         let name = self.file_of(facts, part);
         let range = self.range_of(facts, part);

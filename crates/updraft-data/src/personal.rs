@@ -199,7 +199,7 @@ fn luhn(digits: &[u8]) -> bool {
             small => small,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 /// Lengths of account numbers by country: the IBAN registry of ISO 13616 (SWIFT, release 99, 2024).

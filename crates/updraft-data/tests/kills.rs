@@ -5,6 +5,8 @@
 //! samples of the step are appended to a log, then the token, with the length of the log, replaces the last one. What a
 //! kill leaves of the log beyond that length was never committed.
 
+#![allow(clippy::print_stdout, reason = "the counts are for the log")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -24,11 +26,11 @@ const RANKS: [usize; 6] = [1, 2, 3, 4, 6, 8];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, flag, folder, way, ranks] = &arguments[..] {
-        if flag == "--life" {
-            live(Path::new(folder), way, ranks.parse().unwrap());
-            return ExitCode::SUCCESS;
-        }
+    if let [_, flag, folder, way, ranks] = &arguments[..]
+        && flag == "--life"
+    {
+        live(Path::new(folder), way, ranks.parse().unwrap());
+        return ExitCode::SUCCESS;
     }
     // The test runner asks for a list of tests, and for those that are ignored.
     if arguments.iter().any(|a| a == "--list" || a == "--ignored") {

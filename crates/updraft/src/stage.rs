@@ -215,7 +215,9 @@ impl<'a> Stages<'a> {
         recipe["seed"] = self.seed.into();
         // What decides the order of samples is no part of the dataset's content; older recipes have none of it.
         let data_section = &self.loaded.recipe.data.train;
-        recipe.as_object_mut().map(|r| r.extend(order_of(data_section)));
+        if let Some(recipe) = recipe.as_object_mut() {
+            recipe.extend(order_of(data_section));
+        }
         let mut parents = vec![network.digest, data.digest];
         parents.extend(validation.map(|v| v.digest));
         if let Some(teaching) = teaching {

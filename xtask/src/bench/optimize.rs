@@ -315,7 +315,7 @@ impl Place<'_> {
         samples: &Samples,
         forms: &[Form],
         theirs: &[Result<Judged, String>],
-    ) -> Result<Vec<(Option<Time>, Option<Time>)>, Failure> {
+    ) -> Result<Vec<BothTimes>, Failure> {
         let one = self.file(&format!("{}-one.npz", case.name));
         let first = samples.rows(&samples.holdout, 0..1)?;
         write_npz(&one, &samples.inputs(&first))?;
@@ -375,6 +375,9 @@ impl Side {
         Ok(cost.cpu_ms)
     }
 }
+
+/// Ours and theirs; nothing where a form does not run there.
+type BothTimes = (Option<Time>, Option<Time>);
 
 struct Time {
     milliseconds: Interval,

@@ -83,9 +83,12 @@ impl Layout {
     }
 }
 
+/// A layout, or why there is none; and nodes and buffers.
+type FieldLayout = (Result<Layout, String>, Option<(usize, usize)>);
+
 /// What a field holds, and how many nodes and buffers it and its children take. `None` for the counts where only a batch
 /// tells, so that no field behind it can be found.
-fn field_layout(field: Table<'_>, depth: usize) -> Result<(Result<Layout, String>, Option<(usize, usize)>), String> {
+fn field_layout(field: Table<'_>, depth: usize) -> Result<FieldLayout, String> {
     if depth > DEPTH_MAX {
         return Err("its fields nest too deeply".into());
     }

@@ -209,8 +209,11 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
     }
 }
 
+/// A key and its value.
+type PaxRecord<'a> = (&'a [u8], &'a [u8]);
+
 /// The records `length key=value` of a pax header.
-fn pax(mut data: &[u8]) -> Result<Vec<(&[u8], &[u8])>, String> {
+fn pax(mut data: &[u8]) -> Result<Vec<PaxRecord<'_>>, String> {
     let broken = || "a pax header is not understood".to_owned();
     let mut records = Vec::new();
     while !data.is_empty() {
@@ -322,9 +325,9 @@ impl Records for Tar {
                 };
                 walk.skip(member.size, "a file")?;
                 walk.skip(padding(member.size), "the padding of a file")?;
-                match split_name(&member.name).map_err(|reason| walk.error_from(start, reason))? {
-                    Some((key, _)) => return Ok(Some((key.to_owned(), start))),
-                    None => {}
+                let named = split_name(&member.name).map_err(|reason| walk.error_from(start, reason))?;
+                if let Some((key, _)) = named {
+                    return Ok(Some((key.to_owned(), start)));
                 }
             }
         }

@@ -160,7 +160,7 @@ impl Checker {
             part.summaries[at].push(cells)?;
             self.check_column(at, &column.kind, numbers, cells, part)?;
             if self.columns[at].unique {
-                let hash = |row: usize| cell_bytes(cells, row).map_or(0, |bytes| xxh3_128(bytes));
+                let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
                 part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
             }
         }

@@ -146,7 +146,8 @@ pub(super) fn histogram(title: &str, series: &[(&str, &str, &[Bar])], show: fn(f
     let bars = || series.iter().flat_map(|(_, _, bars)| bars.iter());
     let low = bars().map(|b| b.low).fold(f64::MAX, f64::min);
     let high = bars().map(|b| b.high).fold(f64::MIN, f64::max);
-    let shares: Vec<(&str, &str, Vec<(f64, f64, f64)>)> = series
+    type Share = (f64, f64, f64);
+    let shares: Vec<(&str, &str, Vec<Share>)> = series
         .iter()
         .map(|(name, class, bars)| {
             let sum = bars.iter().map(|b| b.count).sum::<f64>().max(1.0);

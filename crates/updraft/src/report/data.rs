@@ -141,7 +141,7 @@ fn sample_section(samples: &[Sample]) -> Markup {
                                 SampleCell::Picture { mime, bytes, is_small } => {
                                     img.small[*is_small] alt=(sample.place) src={ "data:" (mime) ";base64," (PreEscaped(base64(bytes))) };
                                 }
-                                SampleCell::Text { text, .. } => { pre { (text) } }
+                                SampleCell::Text { column, text } => { (column) pre { (text) } }
                                 SampleCell::Value { .. } => {}
                             }
                         }

@@ -123,9 +123,12 @@ pub(super) struct Chunk<'a> {
     pub memory_bytes: u64,
 }
 
+/// Values, and how many each row has where rows are lists.
+type Values<T> = (Vec<T>, Option<Vec<usize>>);
+
 impl Chunk<'_> {
     /// The values of all rows, and how many each row has where rows are lists.
-    fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<(Vec<T::T>, Option<Vec<usize>>), String> {
+    fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<Values<T::T>, String> {
         let Chunk { rows, first_row, leaf, .. } = *self;
         let (present, nested) = (leaf.max_def_level(), leaf.max_rep_level());
         if nested > 1 {
