@@ -50,7 +50,7 @@ pub(crate) enum SampleCell {
     /// A picture: its type, its bytes, and whether it is so small that its pixels should show.
     Picture { mime: &'static str, bytes: Vec<u8>, is_small: bool },
     /// Text, masked where it is personal.
-    Text { column: String, text: String },
+    Text(String),
     /// A number or two.
     Value { column: String, value: String },
 }
@@ -141,7 +141,7 @@ fn sample_section(samples: &[Sample]) -> Markup {
                                 SampleCell::Picture { mime, bytes, is_small } => {
                                     img.small[*is_small] alt=(sample.place) src={ "data:" (mime) ";base64," (PreEscaped(base64(bytes))) };
                                 }
-                                SampleCell::Text { column, text } => { (column) pre { (text) } }
+                                SampleCell::Text(text) => { pre { (text) } }
                                 SampleCell::Value { .. } => {}
                             }
                         }

@@ -221,7 +221,7 @@ fn cell(column: &str, kind: &CellKind, cells: &Cells, row: usize) -> SampleCell 
                 },
                 _ if *kind == CellKind::Text => {
                     let text: String = String::from_utf8_lossy(bytes).chars().take(TEXT_CHARACTERS).collect();
-                    SampleCell::Text { column, text: personal::redacted(text.as_bytes()) }
+                    SampleCell::Text(personal::redacted(text.as_bytes()))
                 }
                 _ => SampleCell::Value { column, value: units::bytes(bytes.len() as u64) },
             }
