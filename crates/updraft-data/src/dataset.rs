@@ -635,12 +635,12 @@ impl PictureCache {
         if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
             return Prepared::Own(picture);
         }
-        let picture = Arc::new(picture);
-        if slot.set(picture.clone()).is_err() {
+        // A copy, because the picture's own memory may have room for a far larger one, and serves the next.
+        if slot.set(Arc::new(picture.clone())).is_err() {
             // Another thread was first.
             self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        Prepared::Kept(picture)
+        Prepared::Own(picture)
     }
 }
 
@@ -663,5 +663,5 @@ impl std::ops::Deref for Prepared {
 
 /// What a kept picture takes: pixels, fields, and the counts of the `Arc`.
 fn picture_bytes(picture: &Picture) -> u64 {
-    (picture.pixels.capacity() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
+    (picture.pixels.len() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
 }
