@@ -27,7 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use updraft_base::Digest;
-use updraft_store::{Created, Objects, ReadObjects};
+use updraft_store::{Created, Objects, ReadObjects, StoreError};
 
 use crate::error::DataError;
 use crate::schema::Schema;
@@ -229,7 +229,11 @@ impl Manifest {
             let latest = latest.map_err(|e| DataError::file(name.as_ref(), e.to_string()))?;
             let moved = match &expected {
                 None => objects.create(LATEST, latest.into())? == Created::New,
-                Some(expected) => objects.update(LATEST, latest.into(), expected)?,
+                Some(expected) => match objects.update(LATEST, latest.into(), expected) {
+                    // Whether it was done shows in the version read next.
+                    Err(StoreError::Undetermined { .. }) if self.appends => false,
+                    moved => moved?,
+                },
             };
             if moved {
                 return Ok(digest);
