@@ -183,8 +183,8 @@ const ROWS: usize = 61;
 fn random_rows(format: ShardFormat, key: &Key) -> Result<Rows, Failure> {
     let mut counter = 0;
     let mut draw = || {
-        counter += 1;
-        key.bits(counter)
+        counter += 2;
+        u64::from(key.bits(counter)) << 32 | u64::from(key.bits(counter + 1))
     };
     let number = |dtype, shape: &[usize]| Kind::Number { dtype, shape: shape.to_vec() };
     let columns: Vec<(&str, Kind)> = match format {

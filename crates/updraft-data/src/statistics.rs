@@ -12,6 +12,7 @@ use updraft_graph::{DType, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::DataError;
+use crate::personal;
 use crate::rows::Cells;
 
 mod distinct;
@@ -43,7 +44,8 @@ pub struct ColumnStatistics {
     pub lengths: Option<NumberStatistics>,
     /// Different cells.
     pub distinct: Distinct,
-    /// How often each value was met, in their order; `None` where there are too many, or they are too long.
+    /// How often each value was met, in their order, with e-mail addresses and the like masked: lists of values are kept and shown
+    /// where rows are not. `None` where there are too many, or they are too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub values: Option<Vec<(CellValue, u64)>>,
 }
@@ -172,7 +174,7 @@ impl ColumnSummary {
                     match std::str::from_utf8(cell) {
                         Ok(text) if text.len() <= VALUE_BYTES_MAX => match texts.get_mut(text) {
                             Some(count) => *count += 1,
-                            None => drop(texts.insert(text.to_owned(), 1)),
+                            None => *texts.entry(personal::redacted(text.as_bytes())).or_insert(0) += 1,
                         },
                         _ => self.texts = None,
                     }

@@ -24,7 +24,7 @@ use crate::error::TrainError;
 use crate::history::History;
 
 /// The version of the record. Another version is refused, not guessed at.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// The kind of checkpoint artifacts.
 pub const CHECKPOINT_KIND: &str = "checkpoint";
@@ -68,7 +68,6 @@ pub struct Checkpoint {
 struct Versioned<T> {
     format: u64,
     run: Digest,
-    #[serde(flatten)]
     record: T,
 }
 
