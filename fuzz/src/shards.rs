@@ -110,7 +110,12 @@ pub fn tfrecord_read(bytes: &[u8]) {
 
 /// A Parquet file.
 pub fn parquet_read(bytes: &[u8]) {
-    read(ShardFormat::Parquet, "s.parquet", Bytes::copy_from_slice(bytes));
+    let bytes = Bytes::copy_from_slice(bytes);
+    if let Err(panic) = std::panic::catch_unwind(|| read(ShardFormat::Parquet, "s.parquet", bytes)) {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        eprintln!("panicked: {}", text.unwrap_or("no reason given"));
+        std::process::abort();
+    }
 }
 
 /// An Arrow file or stream.

@@ -210,7 +210,7 @@ impl Rows {
 }
 
 /// No cells of a kind.
-fn empty(kind: &Kind) -> Result<Cells, String> {
+pub(crate) fn empty(kind: &Kind) -> Result<Cells, String> {
     Ok(match kind {
         Kind::Bytes | Kind::Text => Cells::Bytes(Vec::new()),
         Kind::List { .. } => Cells::Lists(Vec::new()),

@@ -488,12 +488,12 @@ impl<'a> Gathered<'a> {
             check("balance", Some(&column.column), 0.0, limits.balance, "too many values to count".into());
         }
         let mut drifts = Vec::new();
-        for now in before.iter().flat_map(|_| &statistics) {
-            let earlier = before.into_iter().flatten().find(|s| s.column == now.column);
-            let Some(found) = earlier.and_then(|earlier| drift::drift(earlier, now)) else { continue };
-            check("drift (PSI)", Some(&now.column), found.psi, limits.psi, format!("of {}", found.of));
+        for current in before.iter().flat_map(|_| &statistics) {
+            let earlier = before.into_iter().flatten().find(|s| s.column == current.column);
+            let Some(found) = earlier.and_then(|earlier| drift::drift(earlier, current)) else { continue };
+            check("drift (PSI)", Some(&current.column), found.psi, limits.psi, format!("of {}", found.of));
             if let Some(ks) = found.ks {
-                check("drift (KS)", Some(&now.column), ks, limits.ks, format!("of {}", found.of));
+                check("drift (KS)", Some(&current.column), ks, limits.ks, format!("of {}", found.of));
             }
             drifts.push(found);
         }

@@ -164,6 +164,8 @@ proptest! {
             let last = rows.columns.len() - 1;
             let picked = reader.read(&[last], &picks).unwrap();
             prop_assert_eq!(&picked[0], &rows.columns[last].gather(picks.iter().map(|r| *r as usize)));
+            let none = reader.read(&[last], &[]).unwrap();
+            prop_assert!(none[0].is_empty() && none[0].fits(&rows.schema.columns[last].kind), "{} of no rows", format);
 
             // MDS and Parquet know their columns without being told.
             let found = read(bytes, format, &key, &ReadOptions::default()).unwrap();

@@ -500,7 +500,7 @@ impl ShardReader for Arrow {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        read_blocks(&self.starts, rows, columns.len(), |batch| self.decode(batch, columns))
+        read_blocks(&self.starts, rows, &self.schema, columns, |batch| self.decode(batch, columns))
             .map_err(|failed| failed.unwrap_or_else(|reason| self.content.input.error(reason)))
     }
 

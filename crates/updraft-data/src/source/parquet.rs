@@ -6,6 +6,7 @@
 //! The crate `parquet` panics on some damaged files. Those panics are caught here and are errors that name the file; all
 //! that a panic could leave in doubt is thrown away with the reader.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -150,9 +151,7 @@ impl Parquet {
         let mut ranges = Vec::with_capacity(columns.len());
         for column in columns {
             let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
-            let (start, length) =
-                contain(|| Ok(row_group.column(place).byte_range())).map_err(|r| wrong(*column, r))?;
-            ranges.push(start..start.saturating_add(length));
+            ranges.push(chunk_range(row_group.column(place)).map_err(|reason| wrong(*column, reason))?);
         }
         let fetched = self.input.read_all(&ranges)?;
         let parts = ranges.iter().map(|range| range.start).zip(fetched).collect();
@@ -310,7 +309,7 @@ impl ShardReader for Parquet {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        read_blocks(&self.starts, rows, columns.len(), |group| self.decode(group, columns))
+        read_blocks(&self.starts, rows, &self.schema, columns, |group| self.decode(group, columns))
             .map_err(|failed| failed.unwrap_or_else(|reason| self.input.error(reason)))
     }
 
@@ -338,6 +337,15 @@ fn check_pages(bytes: &[u8], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> 
         return Err(format!("its pages claim {needed}, more than memory_bytes = {allowed}"));
     }
     Ok(())
+}
+
+/// Where the pages of a column are.
+fn chunk_range(chunk: &ColumnChunkMetaData) -> Result<Range<u64>, String> {
+    let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+    match (u64::try_from(start), u64::try_from(chunk.compressed_size())) {
+        (Ok(start), Ok(length)) => Ok(start..start.saturating_add(length)),
+        _ => Err(format!("is damaged: it starts at {start} and has {} bytes", chunk.compressed_size())),
+    }
 }
 
 /// Runs code of the crate `parquet` on data that may be hostile.

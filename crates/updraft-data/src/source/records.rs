@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::rows::Cells;
+use crate::rows::{Cells, empty};
 use crate::schema::{Kind, Schema};
 use crate::source::cells::kinds;
 use crate::source::input::{Content, Walk};
@@ -147,6 +147,9 @@ impl<R: Records> ShardReader for RecordShard<R> {
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let kinds = kinds(&self.schema, columns).map_err(|r| self.content.input.error(r))?;
+        if rows.is_empty() {
+            return kinds.into_iter().map(empty).collect::<Result<_, _>>().map_err(|r| self.content.input.error(r));
+        }
         let wanted: Vec<(&str, &Kind)> =
             columns.iter().map(|at| self.schema.columns[*at].name.as_str()).zip(kinds).collect();
         if let Some(row) = rows.iter().find(|row| **row >= self.rows()) {

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
-use crate::rows::{Cells, Rows};
+use crate::rows::{Cells, Rows, empty};
 use crate::schema::Schema;
+use crate::source::cells::kinds;
 
 /// Bytes of a block where the format lets us choose: large enough that a request to a distant store is not mostly
 /// waiting, small enough that a first batch of random rows does not read the whole dataset.
@@ -157,9 +158,13 @@ pub struct Block {
 pub(crate) fn read_blocks(
     starts: &[u64],
     rows: &[u64],
-    columns: usize,
+    schema: &Schema,
+    columns: &[usize],
     mut decode: impl FnMut(usize) -> Result<Vec<Cells>, DataError>,
 ) -> Result<Vec<Cells>, Result<DataError, String>> {
+    if rows.is_empty() {
+        return kinds(schema, columns).and_then(|kinds| kinds.into_iter().map(empty).collect()).map_err(Err);
+    }
     let end = starts.last().copied().unwrap_or(0);
     if let Some(row) = rows.iter().find(|row| **row >= end) {
         return Err(Err(format!("has no row {row}, only {end}")));
@@ -189,8 +194,8 @@ pub(crate) fn read_blocks(
         first[blocks.partition_point(|b| *b < block)] + (row - starts[block]) as usize
     };
     let places: Vec<usize> = rows.iter().map(place).collect();
-    let mut out = Vec::with_capacity(columns);
-    for column in 0..columns {
+    let mut out = Vec::with_capacity(columns.len());
+    for column in 0..columns.len() {
         let parts: Vec<&Cells> = decoded.iter().filter_map(|block| block.get(column)).collect();
         out.push(Cells::concat(&parts).map_err(Err)?.gather(places.iter().copied()));
     }
