@@ -6,6 +6,7 @@ A dataset is a folder; beside it lies NAME.cells, with one line for each cell: r
 hexadecimal, rows in order and columns by name. Both sides make this list, and the lists must be equal.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ NAMES = {"bool": "bool", "int8": "i8", "int16": "i16", "int32": "i32", "int64": 
          "uint32": "u32", "uint64": "u64", "float16": "f16", "float32": "f32", "float64": "f64"}
 
 
+@functools.cache
 def streaming():
     """MosaicML Streaming's formats. Its package also loads PyTorch and cloud clients, of which reading and writing shards
     uses nothing, so those are absent here."""
@@ -29,8 +31,8 @@ def streaming():
                 raise AttributeError(name)
             return type(name, (), {})
 
-    for name in ["torch", "torch.distributed", "torch.utils", "torch.utils.data"]:
-        sys.modules.setdefault(name, Absent(name))
+    absent = [n for n in ["torch", "torch.distributed", "torch.utils", "torch.utils.data"] if n not in sys.modules]
+    sys.modules.update({name: Absent(name) for name in absent})
     root = os.path.dirname(importlib.util.find_spec("streaming").origin)
     for name, path in [("streaming", root), ("streaming.base", os.path.join(root, "base"))]:
         module = types.ModuleType(name)
@@ -41,6 +43,9 @@ def streaming():
     from streaming.base.format.mds.writer import MDSWriter
     from streaming.base.hashing import get_hash
 
+    # WebDataset looks for PyTorch too, and must not find this.
+    for name in absent:
+        del sys.modules[name]
     return MDSReader, MDSWriter, decompress, get_hash
 
 
