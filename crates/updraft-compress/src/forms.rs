@@ -148,8 +148,8 @@ fn integers(
         check_learning(&ground.prepared.graph)?;
     }
     let ranges = ground.ranges.get(&form.calibrator).ok_or_else(missing)?.clone();
-    let batches = || material.batches();
-    let made = ground.prepared.quantized(material.engine, &settings, Some(&batches), ranges)?;
+    let (batches, watch) = (|| material.batches(), material.watch());
+    let made = ground.prepared.quantized(material.engine, &settings, Some(&batches), ranges, &|| watch.is_over())?;
     let name = if form.wide { "int8, values in 16 bits" } else { "int8" };
     let decisions = decisions(made.decisions, name);
     if form.aware_steps == 0 {
@@ -201,8 +201,8 @@ fn other_numbers(material: &Material, base: &Graph, form: &Form) -> Result<(Grap
         Form::WeightOnly(form) => (weight_settings(form, plain), "integer weights"),
         _ => (plain(quantize::Form::Dynamic(Scheme::default())), "int8"),
     };
-    let batches = || material.batches();
-    let made = quantize::quantize(material.engine, base, &settings, Some(&batches))?;
+    let (batches, watch) = (|| material.batches(), material.watch());
+    let made = quantize::quantize_until(material.engine, base, &settings, Some(&batches), &|| watch.is_over())?;
     Ok((made.graph, decisions(made.decisions, name)))
 }
 
@@ -236,14 +236,12 @@ impl Ground {
 }
 
 impl<'a> Material<'a> {
-    fn is_over(&self) -> bool {
-        self.clock.monotonic_ns() >= self.deadline_ns
-    }
-
     /// The calibration data, as long as there is time.
     fn batches(&self) -> Result<Box<dyn Iterator<Item = Result<Batch, CompressError>> + '_>, CompressError> {
         let batches = self.calibration.batches(0)?;
-        Ok(Box::new(batches.map(|batch| if self.is_over() { Err(CompressError::TimeLimit) } else { Ok(batch?) })))
+        Ok(Box::new(
+            batches.map(|batch| if self.watch().is_over() { Err(CompressError::TimeLimit) } else { Ok(batch?) }),
+        ))
     }
 
     fn tuning(&self, steps: u64, learning_rate: f64) -> Tuning<'a> {
@@ -351,16 +349,22 @@ fn decisions(made: Vec<updraft_passes::quantize::Decision>, name: &str) -> Vec<D
     made.into_iter().map(of).collect()
 }
 
-/// Watches training for the end of the time.
+/// Watches for the end of the time.
 struct Watch<'a> {
     clock: &'a dyn Clock,
     deadline_ns: u64,
+}
+
+impl Watch<'_> {
+    fn is_over(&self) -> bool {
+        self.clock.monotonic_ns() >= self.deadline_ns
+    }
 }
 
 impl Observer for Watch<'_> {
     fn observe(&mut self, _: &Event) {}
 
     fn stops(&mut self) -> bool {
-        self.clock.monotonic_ns() >= self.deadline_ns
+        self.is_over()
     }
 }

@@ -15,7 +15,7 @@ use updraft_passes::{PassError, Promise, Refusal};
 use crate::calibrate::{self, Input, Observer};
 use crate::error::CompressError;
 use crate::layers::{Batches, ObserveOptions};
-use crate::rounding::{self, RoundingOptions, round_weights};
+use crate::rounding::{self, IsOver, RoundingOptions, round_weights};
 use crate::smoothing::{Factors, fold_factors};
 
 /// What a network is to become.
@@ -89,6 +89,20 @@ pub fn quantize(
     settings: &Settings,
     batches: Option<&Batches>,
 ) -> Result<Quantized, CompressError> {
+    quantize_until(engine, graph, settings, batches, &|| false)
+}
+
+/// As [`quantize`], until time is over.
+///
+/// # Errors
+/// [`CompressError::TimeLimit`] once the rounding of weights finds that it is, beside those of [`quantize`].
+pub fn quantize_until(
+    engine: &dyn Engine,
+    graph: &Graph,
+    settings: &Settings,
+    batches: Option<&Batches>,
+    is_over: &IsOver,
+) -> Result<Quantized, CompressError> {
     if batches.is_none() && settings.needs_data() {
         let problem = "is needed to calibrate or to round weights, and none is given".to_owned();
         return Err(CompressError::Setting { setting: "data", problem });
@@ -107,7 +121,7 @@ pub fn quantize(
         }
         _ => BTreeMap::new(),
     };
-    prepared.quantized(engine, settings, batches, ranges)
+    prepared.quantized(engine, settings, batches, ranges, is_over)
 }
 
 /// A network whose floats are still floats, brought to where they are easiest to quantize. Forms that prepare a network
@@ -169,6 +183,7 @@ impl Prepared {
         settings: &Settings,
         batches: Option<&Batches>,
         ranges: BTreeMap<String, Range>,
+        is_over: &IsOver,
     ) -> Result<Quantized, CompressError> {
         let mut graph = self.graph.clone();
         let mut refusals = self.refusals.clone();
@@ -177,7 +192,7 @@ impl Prepared {
             (Form::Static(form), Some(batches)) => {
                 let quantizer = |layer: &Layer, w: &Tensor| form.scheme.weight_quantizer(w, Some(layer.output_axis()));
                 let exclude = &form.scheme.exclude;
-                rounded = round(engine, &graph, settings, exclude, Some(batches), &quantizer, &mut refusals)?;
+                rounded = round(engine, &graph, settings, exclude, Some(batches), &quantizer, is_over, &mut refusals)?;
                 if form.bias_correction {
                     let shifts = bias_shifts(engine, &graph, form, &ranges, &rounded, batches)?;
                     let mut pipeline = Pipeline::new(&mut graph);
@@ -188,7 +203,7 @@ impl Prepared {
             (Form::WeightOnly(form), _) => {
                 let quantizer =
                     |layer: &Layer, w: &Tensor| form.quantizer_of(layer.input_axis(), layer.output_axis(), w);
-                rounded = round(engine, &graph, settings, &form.exclude, batches, &quantizer, &mut refusals)?;
+                rounded = round(engine, &graph, settings, &form.exclude, batches, &quantizer, is_over, &mut refusals)?;
             }
             _ => {}
         }
@@ -248,6 +263,7 @@ fn round(
     exclude: &std::collections::BTreeSet<String>,
     batches: Option<&Batches>,
     quantizer: &(dyn Fn(&Layer, &Tensor) -> Result<Quantizer, QuantizerError> + Sync),
+    is_over: &IsOver,
     refusals: &mut Vec<Refusal>,
 ) -> Result<BTreeMap<String, RoundedWeights>, CompressError> {
     if settings.rounding == rounding::Method::Nearest && !settings.clip {
@@ -255,8 +271,13 @@ fn round(
     }
     let (mut layers, refused) = layers(graph)?;
     layers.retain(|layer| !exclude.contains(&layer.node));
-    let options =
-        RoundingOptions { method: settings.rounding, clip: settings.clip, quantizer, observe: settings.observe };
+    let options = RoundingOptions {
+        method: settings.rounding,
+        clip: settings.clip,
+        quantizer,
+        observe: settings.observe,
+        is_over,
+    };
     let none: &Batches = &|| Ok(Box::new(std::iter::empty()));
     let made = round_weights(engine, graph, &layers, batches.unwrap_or(none), &options)?;
     refusals.extend(refused);

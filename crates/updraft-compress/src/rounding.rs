@@ -34,7 +34,12 @@ pub struct RoundingOptions<'a> {
     pub quantizer: &'a (dyn Fn(&Layer, &Tensor) -> Result<Quantizer, QuantizerError> + Sync),
     /// How inputs are looked at.
     pub observe: ObserveOptions,
+    /// Whether time is over; asked before each layer.
+    pub is_over: &'a IsOver<'a>,
 }
+
+/// Whether time is over.
+pub type IsOver<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// Weights by name, rounded.
 #[derive(Debug, Default)]
@@ -126,6 +131,9 @@ impl Rounding {
             }
         }
         share(&mut jobs, options.observe.threads, |job| {
+            if (options.is_over)() {
+                return Err(CompressError::TimeLimit);
+            }
             job.run(options).map_err(|e| CompressError::Layer { node: job.layer.node.clone(), problem: e.to_string() })
         })?;
         for job in jobs {

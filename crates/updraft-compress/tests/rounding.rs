@@ -1,5 +1,7 @@
 //! Rounding of a network's weights with a look at what its layers read.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use updraft_base::random::Key;
 use updraft_compress::CompressError;
 use updraft_compress::layers::{ObserveOptions, observe};
@@ -59,7 +61,7 @@ fn blocks_of_int4(layer: &Layer, weights: &Tensor) -> Result<Quantizer, Quantize
 
 fn round(graph: &Graph, method: Method, clip: bool, observe: ObserveOptions, batches: u64) -> Rounding {
     let engine = CpuEngine::new(1).unwrap();
-    let options = RoundingOptions { method, clip, quantizer: &blocks_of_int4, observe };
+    let options = RoundingOptions { method, clip, quantizer: &blocks_of_int4, observe, is_over: &|| false };
     let (found, _) = layers(graph).unwrap();
     round_weights(&engine, graph, &found, &texts(batches), &options).unwrap()
 }
@@ -94,9 +96,33 @@ fn rounding_to_nearest_runs_nothing() {
     let engine = CpuEngine::new(1).unwrap();
     let never = || -> Result<Iter, CompressError> { panic!("data was read") };
     let observe = ObserveOptions::default();
-    let options = RoundingOptions { method: Method::Nearest, clip: false, quantizer: &blocks_of_int4, observe };
+    let options = RoundingOptions {
+        method: Method::Nearest,
+        clip: false,
+        quantizer: &blocks_of_int4,
+        observe,
+        is_over: &|| false,
+    };
     let rounding = round_weights(&engine, &graph, &found, &never, &options).unwrap();
     assert_eq!((rounding.weights.len(), rounding.moved.len()), (9, 0));
+}
+
+#[test]
+fn rounding_ends_with_the_time() {
+    let graph = gpt();
+    let (found, _) = layers(&graph).unwrap();
+    let asked = AtomicUsize::new(0);
+    let third = || asked.fetch_add(1, Ordering::Relaxed) == 2;
+    let options = RoundingOptions {
+        method: Method::Gptq(GptqOptions::default()),
+        clip: false,
+        quantizer: &blocks_of_int4,
+        observe: ObserveOptions::default(),
+        is_over: &third,
+    };
+    let ended = round_weights(&CpuEngine::new(1).unwrap(), &graph, &found, &texts(16), &options);
+    assert!(matches!(ended, Err(CompressError::TimeLimit)));
+    assert_eq!(asked.into_inner(), 3);
 }
 
 #[test]
