@@ -57,8 +57,11 @@ pub(crate) struct Material<'a> {
 }
 
 /// What training with the rounding in the loop takes of the rate of recovery from pruning: weights are where they should
-/// be, but for the rounding.
-const AWARE_RATE_SHARE: f64 = 0.3;
+/// be, but for the rounding, and normalisation, which lets a network bear large steps, is folded into them.
+pub(crate) const AWARE_RATE_SHARE: f64 = 0.1;
+
+/// The norm that gradients of such training are clipped to, where the recipe names none.
+pub(crate) const AWARE_CLIP_NORM: f32 = 1.0;
 
 /// Operations that learned rounding may take: about two minutes of a core. A bound on the clock would make what is tried
 /// hang on the machine.
@@ -155,7 +158,10 @@ fn integers(
     if form.aware_steps == 0 {
         return Ok((made.graph, decisions));
     }
+    let clip_norm = material.training.clip_norm.or(Some(AWARE_CLIP_NORM));
+    let options = TrainingOptions { clip_norm, ..material.training.clone() };
     let tuning = material.tuning(form.aware_steps, AWARE_RATE_SHARE * material.recovery_rate);
+    let tuning = Tuning { options: &options, ..tuning };
     // Codes that were chosen with care are a better start than floats that would be rounded anew.
     let float = (form.rounding == Rounding::Nearest).then_some(&ground.prepared.graph);
     let levels = match form.reduced_range {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use serde::Serialize;
 use updraft_store::{ObjectFacts, ReadObjects, StoreError};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -43,7 +44,7 @@ impl Default for CacheOptions {
 }
 
 /// What a cache has done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct CacheReading {
     /// Parts found in memory.
     pub memory_hits: u64,

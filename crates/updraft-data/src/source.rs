@@ -92,8 +92,8 @@ pub struct Access {
     pub version: Option<Digest>,
 }
 
-/// Something that reads objects through something that does.
-pub type Wrap = Arc<dyn Fn(Arc<dyn ReadObjects>) -> Arc<dyn ReadObjects> + Send + Sync>;
+/// Something that reads objects through something that does, or the reason why it cannot.
+pub type Wrap = Arc<dyn Fn(Arc<dyn ReadObjects>) -> Result<Arc<dyn ReadObjects>, DataError> + Send + Sync>;
 
 /// Opens the source for the columns that the configured tensors need, or for all. A relative path starts at `base`.
 pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Opened, DataError> {

@@ -1,11 +1,14 @@
 //! The arguments: what all verbs share, and the list of verbs. The doc comments of the argument structs are the manual.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use updraft_data::CacheOptions;
 
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
+use crate::verb::data::parse_bytes;
 use crate::verb::{
     bench, data, distill, eval, generate, infer, inspect, lineage, new, optimize, prune, quantize, run, train,
 };
@@ -43,6 +46,29 @@ pub struct Global {
     /// Seed of everything drawn at random, instead of the recipe's.
     #[arg(long, global = true, value_name = "N", help_heading = "Everywhere")]
     pub seed: Option<u64>,
+
+    /// Memory for objects of datasets that will be read again, for each dataset.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Cache of data")]
+    pub cache_memory: Option<u64>,
+
+    /// A folder on a fast disk for such objects. Processes may share it.
+    #[arg(long, global = true, value_name = "DIR", requires = "cache_disk_limit", help_heading = "Cache of data")]
+    pub cache_disk: Option<PathBuf>,
+
+    /// The most that the folder may take.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes, requires = "cache_disk", help_heading = "Cache of data")]
+    pub cache_disk_limit: Option<u64>,
+}
+
+impl Global {
+    /// What is kept of the objects that are read; `None` where nothing is.
+    pub fn cache(&self) -> Option<CacheOptions> {
+        let disk = self.cache_disk.clone().zip(self.cache_disk_limit);
+        let is_asked = disk.is_some() || self.cache_memory.is_some();
+        let defaults = CacheOptions::default();
+        let memory_bytes = self.cache_memory.unwrap_or(defaults.memory_bytes);
+        is_asked.then_some(CacheOptions { memory_bytes, disk, ..defaults })
+    }
 }
 
 /// One verb and its arguments.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
-use updraft_data::Access;
+use updraft_data::{Access, Cache, CacheOptions, CacheReading, Wrap};
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::progress::Progress;
@@ -21,6 +21,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// The seed given on the command line.
     pub seed: Option<u64>,
+    /// What is kept of the objects of datasets; `None` where nothing is.
+    pub caches: Option<Caches>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where progress is shown.
@@ -52,13 +54,47 @@ impl Context<'_> {
 
     /// How datasets are reached.
     pub fn access(&self) -> Access {
-        Access { settings: self.store_settings.clone(), options: self.access_options(), ..Access::default() }
+        let wrap = self.caches.as_ref().map(Caches::wrap);
+        Access { settings: self.store_settings.clone(), options: self.access_options(), wrap, ..Access::default() }
     }
 
     /// Programs that start together must not repeat their requests together.
     fn access_options(&self) -> AccessOptions {
         let jitter_seed = self.clock.now_unix_ms() ^ u64::from(std::process::id()) << 32;
         AccessOptions { jitter_seed, ..AccessOptions::default() }
+    }
+}
+
+/// The caches around the stores that datasets lie in.
+pub struct Caches {
+    options: CacheOptions,
+    opened: Arc<Mutex<Vec<Arc<Cache>>>>,
+}
+
+impl Caches {
+    /// None yet; each will have these options.
+    pub fn new(options: CacheOptions) -> Caches {
+        Caches { options, opened: Arc::default() }
+    }
+
+    fn wrap(&self) -> Wrap {
+        let (options, opened) = (self.options.clone(), self.opened.clone());
+        Arc::new(move |store| {
+            let cache = Arc::new(Cache::new(store, options.clone())?);
+            opened.lock().unwrap_or_else(PoisonError::into_inner).push(cache.clone());
+            Ok(cache)
+        })
+    }
+
+    /// What all of them have done.
+    pub fn reading(&self) -> CacheReading {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.iter().map(|cache| cache.reading()).fold(CacheReading::default(), |sum, one| CacheReading {
+            memory_hits: sum.memory_hits + one.memory_hits,
+            disk_hits: sum.disk_hits + one.disk_hits,
+            fetched_bytes: sum.fetched_bytes + one.fetched_bytes,
+            corrupt: sum.corrupt + one.corrupt,
+        })
     }
 }
 

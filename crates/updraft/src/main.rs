@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use updraft::cli::Cli;
-use updraft::context::Context;
+use updraft::context::{Caches, Context};
 use updraft::progress::Progress;
 use updraft_base::clock::SystemClock;
 
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         store_settings: store_settings(),
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
+        caches: cli.global.cache().map(Caches::new),
         clock: clock.clone(),
         progress: &progress,
     };

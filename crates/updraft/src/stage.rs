@@ -146,7 +146,7 @@ impl<'a> Stages<'a> {
 
     /// Opens a dataset; what is kept of it is a description that names its content.
     pub(crate) fn data(&self, split: &str, config: &DatasetConfig) -> Result<Data, Failure> {
-        let dataset = Dataset::open(config, &self.loaded.folder)?;
+        let dataset = Dataset::open_with(config, &self.loaded.folder, &self.context.access())?;
         let facts = dataset.facts();
         let origin = self.origin("dataset", json!({ "content": facts.digest, "pipeline": facts.pipeline }), Vec::new());
         let (artifact, _) = self.answer(&format!("data.{split}"), origin, || {

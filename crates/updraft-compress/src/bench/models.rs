@@ -12,6 +12,7 @@ use crate::arithmetic::{Arithmetic, Emulated};
 use crate::candidate::{Candidate, Form};
 use crate::error::CompressError;
 use crate::forms::{self, Material};
+use crate::forms::{AWARE_CLIP_NORM, AWARE_RATE_SHARE};
 use crate::measure::{Answers, Compiled, Output};
 
 /// A candidate's model.
@@ -85,6 +86,9 @@ impl Bench<'_> {
                 "data": self.tools.train_loader.place(0),
                 "learning_rate": self.settings.recovery_rate,
             });
+            if is_form {
+                recipe["rounding_in_training"] = json!([AWARE_RATE_SHARE, AWARE_CLIP_NORM]);
+            }
         }
         let (base_artifact, base_graph) = self.model_of(&base)?;
         let origin = self.origin("candidate", recipe, vec![base_artifact.digest]);

@@ -58,7 +58,7 @@ pub(super) fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
 /// Opens a folder of any store, whose classes and files are its keys.
 pub(super) fn open_listed(place: &Place, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
     let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
-    let objects = place.objects(access);
+    let objects = place.objects(access)?;
     let mut classes: Vec<String> = Vec::new();
     let mut keys = Vec::new();
     let mut hasher = Hasher::new();

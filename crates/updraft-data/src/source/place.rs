@@ -78,14 +78,14 @@ impl Place {
         }
     }
 
-    pub(crate) fn objects(&self, access: &Access) -> Arc<dyn ReadObjects> {
+    pub(crate) fn objects(&self, access: &Access) -> Result<Arc<dyn ReadObjects>, DataError> {
         let objects: Arc<dyn ReadObjects> = match &self.root {
             Root::Local(folder) => Arc::new(LocalFiles::new(folder)),
             Root::Remote(objects) => Arc::new(objects.clone()),
         };
         match &access.wrap {
             Some(wrap) => wrap(objects),
-            None => objects,
+            None => Ok(objects),
         }
     }
 

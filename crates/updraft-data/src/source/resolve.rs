@@ -65,7 +65,7 @@ pub(crate) fn resolve(
     memory_bytes: u64,
     access: &Access,
 ) -> Result<Resolved, DataError> {
-    let objects = place.objects(access);
+    let objects = place.objects(access)?;
     if place.is_folder() {
         if let Some(version) = Version::read(&objects, access.version.as_ref())? {
             return from_manifest(place, objects, version);

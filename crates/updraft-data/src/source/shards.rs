@@ -63,7 +63,7 @@ impl Shards {
     }
 
     fn of_pictures(place: Place, access: &Access) -> Result<Shards, DataError> {
-        let (objects, is_local) = (place.objects(access), place.is_local());
+        let (objects, is_local) = (place.objects(access)?, place.is_local());
         let bytes = place.list()?.iter().map(|facts| facts.bytes).sum();
         let name = place.name.clone();
         let opened = folder::open_listed(&place, &Wanted::all(&name), access)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use updraft_base::units;
 use updraft_train::waits::Waits;
 
-use crate::context::{Answer, Context};
+use crate::context::{Answer, Caches, Context};
 use crate::failure::Failure;
 use crate::output;
 use crate::stage::Stages;
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let json = json!({
         "name": stages.loaded.name, "model_digest": export.digest, "seed": stages.seed,
         "steps": record.step, "elapsed_ns": history.elapsed_ns, "best": record.best, "validation": last,
-        "waits": history.waits,
+        "waits": history.waits, "cache": context.caches.as_ref().map(Caches::reading),
         "artifacts": { "network": network.digest, "model": trained.network.digest, "history": trained.history_digest,
                        "export": export.digest },
         "stages": stages.done(),

@@ -264,3 +264,26 @@ fn pictures_are_made_smaller_on_the_way_in() {
     let checked = workplace.json(&["data", "validate", "small", "--rules", "rules.toml", "--no-near"]);
     assert_eq!((checked["passed"].as_bool(), checked["bad_rows"].as_u64()), (Some(true), Some(0)));
 }
+
+#[test]
+fn what_one_process_read_the_next_finds_on_disk() {
+    let workplace = Workplace::new();
+    ingest(&workplace, "pictures");
+    let cached = ["data", "bench", "pictures", "--cache-memory", "64KiB", "--cache-disk", "near"];
+    let cached = [cached.as_slice(), &["--cache-disk-limit", "64MiB"]].concat();
+    let plain = workplace.json(&["data", "bench", "pictures"]);
+    assert!(plain["cache"].is_null());
+    let [first, second] = [0, 1].map(|_| workplace.json(&cached));
+    assert_eq!((&first["rows"], &second["rows"]), (&plain["rows"], &plain["rows"]));
+    assert!(first["cache"]["fetched_bytes"].as_u64().unwrap() > 0, "{first:#}");
+    assert!(second["cache"]["disk_hits"].as_u64().unwrap() > 0, "{second:#}");
+    assert_eq!(second["cache"]["fetched_bytes"], 0, "{second:#}");
+
+    let (code, message) = workplace.failure(&["data", "bench", "pictures", "--cache-disk", "near"]);
+    assert_eq!(code, 2);
+    assert!(message.contains("--cache-disk-limit"), "{message}");
+    std::fs::write(workplace.path("file"), b"").unwrap();
+    let arguments = ["data", "bench", "pictures", "--cache-disk", "file", "--cache-disk-limit", "1MiB"];
+    let (code, message) = workplace.failure(&arguments);
+    assert!(code != 0 && message.contains("file"), "{message}");
+}

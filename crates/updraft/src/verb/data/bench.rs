@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::json;
 use updraft_base::units;
 use updraft_data::shards::Shards;
-use updraft_data::{Dataset, Loader, LoaderOptions, Shuffle, Stage, Stalls};
+use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, Shuffle, Stage, Stalls};
 
 use super::parse_bytes;
-use crate::context::{Answer, Context};
+use crate::context::{Answer, Caches, Context};
 use crate::failure::{Failure, Kind};
 use crate::recipe;
 
@@ -172,12 +172,18 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
             line(&format!("  for {}", stage.name()), of);
         }
     }
+    let cache = context.caches.as_ref().map(Caches::reading);
+    if let Some(CacheReading { memory_hits, disk_hits, fetched_bytes, corrupt }) = cache {
+        let again = if corrupt > 0 { format!(", {corrupt} parts in place of corrupt ones") } else { String::new() };
+        let fetched = units::bytes(fetched_bytes);
+        line("cache", format!("{memory_hits} parts from memory, {disk_hits} from disk; {fetched} fetched{again}"));
+    }
     let json = json!({
         "what": args.what, "threads": context.threads, "steps": steps, "rows": rows, "bytes": bytes,
         "elapsed_ns": elapsed_ns, "rows_per_second": rows_per_second,
         "bytes_per_second": per_second(*bytes, *elapsed_ns), "cpu_ns": cpu_ns,
         "rows_per_cpu_second": rows_per_cpu_second, "first_batch_ns": first_ns, "waited_ns": waited_ns,
-        "stalls": stalls,
+        "stalls": stalls, "cache": cache,
     });
     Answer { text, json }
 }
