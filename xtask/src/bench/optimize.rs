@@ -61,6 +61,7 @@ const CASES: &[Case] = &[
         ours: &[
             ("dynamic int8", &["--mode", "dynamic"]),
             ("int4 weights", &["--mode", "weight-only", "--bits", "4", "--block", "32"]),
+            ("int4 weights, GPTQ", &["--mode", "weight-only", "--bits", "4", "--block", "32", "--rounding", "gptq"]),
         ],
         theirs: &[("dynamic int8", "dynamic"), ("int4 weights", "int4")],
     },
@@ -226,10 +227,10 @@ impl Place<'_> {
 
     fn quantize(&self, case: &Case, name: &str, options: &[&str]) -> Result<Form, Failure> {
         let float = self.file(&format!("{}.onnx", case.name));
-        let file = self.file(&format!("{}-{}.onnx", case.name, name.replace(' ', "-")));
+        let file = self.file(&format!("{}-{}.onnx", case.name, name.replace([' ', ','], "-")));
         let mut command = self.product("quantized", &["quantize"]);
         // Without data where none is needed: it would only be measured on.
-        if !options.contains(&"--mode") {
+        if !options.contains(&"--mode") || options.contains(&"--rounding") {
             command.arg("--data").arg(self.root.join(case.recipe));
         }
         let (status, effort) =

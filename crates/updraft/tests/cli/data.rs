@@ -275,9 +275,11 @@ fn what_one_process_read_the_next_finds_on_disk() {
     assert!(plain["cache"].is_null());
     let [first, second] = [0, 1].map(|_| workplace.json(&cached));
     assert_eq!((&first["rows"], &second["rows"]), (&plain["rows"], &plain["rows"]));
-    assert!(first["cache"]["fetched_bytes"].as_u64().unwrap() > 0, "{first:#}");
+    let fetched_bytes = |answer: &Value| answer["cache"]["fetched_bytes"].as_u64().unwrap();
+    assert!(fetched_bytes(&first) > 1 << 20, "{first:#}");
     assert!(second["cache"]["disk_hits"].as_u64().unwrap() > 0, "{second:#}");
-    assert_eq!(second["cache"]["fetched_bytes"], 0, "{second:#}");
+    // What was in memory when the first ended is not on disk.
+    assert!(fetched_bytes(&second) <= 64 << 10, "{second:#}");
 
     let (code, message) = workplace.failure(&["data", "bench", "pictures", "--cache-disk", "near"]);
     assert_eq!(code, 2);
