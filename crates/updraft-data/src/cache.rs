@@ -24,6 +24,8 @@ use future::{Future, ObjectId};
 
 mod disk;
 mod future;
+#[cfg(feature = "redis")]
+pub(crate) mod shared;
 
 /// How much is kept, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]

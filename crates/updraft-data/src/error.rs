@@ -54,6 +54,22 @@ pub enum DataError {
     /// The store did not give or take an object.
     #[error(transparent)]
     Store(#[from] updraft_store::StoreError),
+    /// A server of a stream or a cache does not answer.
+    #[error("{server} does not answer: {reason}")]
+    Server {
+        /// The server, without passwords.
+        server: String,
+        /// The cause.
+        reason: String,
+    },
+    /// A stream cannot be followed.
+    #[error("{stream}: {reason}")]
+    Stream {
+        /// The stream, without passwords.
+        stream: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// There is nothing to learn from.
     #[error("{} holds no samples{}", path.display(), if reason.is_empty() { String::new() } else { format!(": {reason}") })]
     Empty {

@@ -196,11 +196,8 @@ impl<'a> Job<'a> {
         while first < total {
             let rows = unit_rows.min(total - first);
             let digest = self.unit_digest(&pipeline, first, rows);
-            let (index, short, format) = (self.units.len(), digest.short(), self.options.format.name());
-            // The ends of names by which readers know the format.
-            let packed =
-                if self.options.format == ShardFormat::Mds && self.options.write.compress { ".zstd" } else { "" };
-            let key = format!("shard-{index:06}-{short}.{format}{packed}");
+            let (index, short) = (self.units.len(), digest.short());
+            let key = format!("shard-{index:06}-{short}.{}", ending(self.options.format, &self.options.write));
             self.units.push(Unit { first, rows, digest, key });
             first += rows;
         }
@@ -270,16 +267,7 @@ impl<'a> Job<'a> {
         }
         let (bytes, mut facts) = self.make(unit)?;
         facts.key = unit.key.clone();
-        let length = bytes.len() as u64;
-        let created = target.create(&unit.key, bytes)?;
-        if created == Created::Exists {
-            let found = target.head(&unit.key)?.bytes;
-            if found != length {
-                let name = updraft_store::ReadObjects::name(target, &unit.key);
-                let reason = format!("has {found} bytes where {length} were made; something else wrote it");
-                return Err(DataError::file(name.as_ref(), reason));
-            }
-        }
+        let created = put_shard(target, &unit.key, bytes)?;
         let record = serde_json::to_vec(&Record { shard: facts.clone() })
             .map_err(|e| DataError::Loader(format!("{}: {e}", unit.key)))?;
         target.create(&record_key, record.into())?;
@@ -314,13 +302,40 @@ impl<'a> Job<'a> {
             shard.push(&rows)?;
         }
         let (bytes, mut facts) = shard.finish()?;
-        for summary in summaries {
-            let statistics = summary.finish().coarse();
-            let value = serde_json::to_value(&statistics).map_err(|e| DataError::Loader(e.to_string()))?;
-            facts.columns.insert(statistics.column, value);
-        }
+        describe(&mut facts, summaries)?;
         Ok((bytes, facts))
     }
+}
+
+/// The end of a shard's name, by which readers know the format.
+pub(crate) fn ending(format: ShardFormat, options: &WriteOptions) -> String {
+    let packed = if format == ShardFormat::Mds && options.compress { ".zstd" } else { "" };
+    format!("{}{packed}", format.name())
+}
+
+/// Puts a shard whose name says what is in it: where it is already, it was made before or by somebody else.
+pub(crate) fn put_shard(target: &Objects, key: &str, bytes: bytes::Bytes) -> Result<Created, DataError> {
+    let length = bytes.len() as u64;
+    let created = target.create(key, bytes)?;
+    if created == Created::Exists {
+        let found = target.head(key)?.bytes;
+        if found != length {
+            let name = updraft_store::ReadObjects::name(target, key);
+            let reason = format!("has {found} bytes where {length} were made; something else wrote it");
+            return Err(DataError::file(name.as_ref(), reason));
+        }
+    }
+    Ok(created)
+}
+
+/// Adds the statistics of columns to the facts of a shard.
+pub(crate) fn describe(facts: &mut ShardFacts, summaries: Vec<ColumnSummary>) -> Result<(), DataError> {
+    for summary in summaries {
+        let statistics = summary.finish().coarse();
+        let value = serde_json::to_value(&statistics).map_err(|e| DataError::Loader(e.to_string()))?;
+        facts.columns.insert(statistics.column, value);
+    }
+    Ok(())
 }
 
 /// What the record of a unit says, if there is one and the shard is there as it says.

@@ -51,14 +51,20 @@ mod parallel;
 mod picture;
 mod rows;
 pub mod schema;
+#[cfg(feature = "redis")]
+mod server;
 mod source;
 mod stall;
+#[cfg(feature = "redis")]
+pub mod stream;
 mod text;
 mod tokenize;
 mod transform;
 pub mod validate;
 pub mod write;
 
+#[cfg(feature = "redis")]
+pub use cache::shared::{SharedCache, SharedCacheOptions, SharedCacheReading};
 pub use cache::{Cache, CacheOptions, CacheReading};
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
@@ -66,7 +72,7 @@ pub use error::DataError;
 pub use ingest::{Preview, picture_preview};
 pub use lanes::{LaneEpoch, Lanes, Share};
 pub use loader::{Batch, Batches, Drift, Loader, LoaderOptions, LoaderToken, Tail};
-pub use manifest::{Manifest, ShardFacts, Version};
+pub use manifest::{Manifest, ShardFacts, StreamPlace, Version};
 pub use mixture::{Mixture, Weights};
 pub use npy::{read_npy, read_npz, write_npz};
 pub use order::{EpochOrder, Order, Shuffle};

@@ -21,7 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -62,6 +62,23 @@ pub struct Manifest {
     pub schema: Schema,
     /// The shards, in the order of their rows.
     pub shards: Vec<ShardFacts>,
+    /// How far streams have come into the dataset, by the name under which each is followed. A place and the shard that
+    /// reaches it are one commit, so no entry is lost or doubled.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, StreamPlace>,
+}
+
+/// A place in a stream, between two entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamPlace {
+    /// The last entry of the version before, where there is one: a commit succeeds only where the dataset still stands there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// The last entry in the dataset.
+    pub last: String,
+    /// Entries that the stream ever had up to that one, as the server counts; what it counts later and does not have was lost.
+    pub added: u64,
 }
 
 /// What is known about one shard.
@@ -160,12 +177,19 @@ struct Latest {
 impl Manifest {
     /// A dataset of these shards.
     pub fn new(schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
-        Manifest { format: MANIFEST_FORMAT, parent: None, appends: false, schema, shards }
+        Manifest { format: MANIFEST_FORMAT, parent: None, appends: false, schema, shards, streams: BTreeMap::new() }
     }
 
     /// More shards for a version.
     pub fn after(parent: Digest, schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
-        Manifest { format: MANIFEST_FORMAT, parent: Some(parent), appends: true, schema, shards }
+        Manifest {
+            format: MANIFEST_FORMAT,
+            parent: Some(parent),
+            appends: true,
+            schema,
+            shards,
+            streams: BTreeMap::new(),
+        }
     }
 
     /// The number of samples listed here.
@@ -248,6 +272,7 @@ impl Manifest {
     /// This manifest as it would follow `before`. `None` where `before` has it all.
     fn behind(&self, before: Option<Digest>, objects: &Objects) -> Result<Option<Manifest>, DataError> {
         let Some(before) = before else {
+            self.check_streams(&BTreeMap::new(), objects)?;
             return Ok(Some(Manifest { parent: None, appends: false, ..self.clone() }));
         };
         if !self.appends {
@@ -283,10 +308,34 @@ impl Manifest {
         if added.is_empty() {
             return Ok(None);
         }
+        self.check_streams(&manifest.streams, objects)?;
         let whole = segments >= SEGMENTS_MAX;
         let shards = if whole { [manifest.shards, added].concat() } else { added };
+        let mut streams = if whole { manifest.streams } else { BTreeMap::new() };
+        streams.extend(self.streams.clone());
         let schema = manifest.schema;
-        Ok(Some(Manifest { format: MANIFEST_FORMAT, parent: Some(before), appends: !whole, schema, shards }))
+        Ok(Some(Manifest { format: MANIFEST_FORMAT, parent: Some(before), appends: !whole, schema, shards, streams }))
+    }
+
+    /// Refuses shards that do not follow what the dataset has of their stream: somebody else follows it into the dataset
+    /// too, or the dataset was replaced.
+    fn check_streams(&self, known: &BTreeMap<String, StreamPlace>, objects: &Objects) -> Result<(), DataError> {
+        for (name, place) in &self.streams {
+            let last = known.get(name).map(|place| &place.last);
+            if last != place.after.as_ref() {
+                let shown = |id: Option<&String>| id.map_or("the beginning".to_owned(), |id| format!("entry {id}"));
+                return Err(DataError::file(
+                    ReadObjects::name(objects, LATEST).as_ref(),
+                    format!(
+                        "stands at {} of the stream {name}, and the new shard begins after {}: does another process follow \
+                         it, too?",
+                        shown(last),
+                        shown(place.after.as_ref()),
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -360,7 +409,9 @@ impl Version {
             segments.push(manifest);
         }
         let count = segments.len();
+        let streams = segments.iter().rev().flat_map(|segment| segment.streams.clone()).collect();
         let mut manifest = segments.remove(0);
+        manifest.streams = streams;
         let own = std::mem::take(&mut manifest.shards);
         let earlier = segments.into_iter().rev().flat_map(|segment| segment.shards);
         manifest.shards = earlier.chain(own).collect();

@@ -43,7 +43,7 @@ mod table;
 pub(crate) mod tar;
 mod text;
 pub(crate) mod tfrecord;
-mod whole;
+pub(crate) mod whole;
 
 /// Columns over numbered rows.
 pub(crate) trait Source: Send + Sync {

@@ -176,6 +176,8 @@ impl From<DataError> for Failure {
         match error {
             DataError::Store(error) => error.into(),
             DataError::Raced { .. } => Failure::of(Kind::Storage, &error),
+            DataError::Server { .. } => Failure::of(Kind::Storage, &error)
+                .hint("what was committed stays; once the server answers, the same command goes on from there"),
             error => Failure::of(Kind::Input, &error),
         }
     }

@@ -52,12 +52,14 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Begins a task of `total` units.
+    /// Begins a task of `total` units, or of nobody knows how many where that is 0.
     pub fn task(&self, label: &str, total: u64, unit: &str) -> Task<'a> {
         let form = match &self.0 {
             Form::Bars(bars) => {
-                let template =
-                    format!("{{prefix:>12}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} {{msg}}");
+                let template = match total {
+                    0 => format!("{{prefix:>12}} {{pos}} {unit} {{per_sec}} {{msg}}"),
+                    _ => format!("{{prefix:>12}} {{wide_bar}} {{pos}}/{{len}} {unit} {{per_sec}} {{eta}} {{msg}}"),
+                };
                 // The template is ours; were it wrong, a plain bar shows the same numbers.
                 let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
                 let bar = bars.add(ProgressBar::new(total).with_style(style).with_prefix(label.to_owned()));
@@ -88,7 +90,10 @@ impl Task<'_> {
                 }
                 last_ns.set(now_ns);
                 let elapsed_ns = now_ns - start_ns;
-                let mut line = format!("{}: {done}/{total}", self.label);
+                let mut line = match total {
+                    0 => format!("{}: {done}", self.label),
+                    total => format!("{}: {done}/{total}", self.label),
+                };
                 if done > 0 && done < *total {
                     let left_ns = elapsed_ns as f64 / done as f64 * (total - done) as f64;
                     // Writing to a string cannot fail.

@@ -10,12 +10,13 @@ use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 
 pub mod bench;
+pub mod follow;
 pub mod ingest;
 pub mod inspect;
 pub mod lifecycle;
 pub mod validate;
 
-/// Ingest, inspect, validate, measure and tidy datasets
+/// Ingest, follow, inspect, validate, measure and tidy datasets
 ///
 /// A dataset is a URL (`s3://bucket/folder`, `gs://…`, `az://…`, `https://…`, `file:///…`) or a path: a folder with our
 /// manifest, a folder of MDS shards, a folder of files of one format, or one file.
@@ -28,6 +29,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum DataVerb {
     Ingest(ingest::Args),
+    Follow(follow::Args),
     Inspect(inspect::Args),
     Validate(validate::Args),
     Bench(bench::Args),
@@ -37,6 +39,7 @@ enum DataVerb {
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     match &args.verb {
         DataVerb::Ingest(args) => ingest::run(args, context),
+        DataVerb::Follow(args) => follow::run(args, context),
         DataVerb::Inspect(args) => inspect::run(args, context),
         DataVerb::Validate(args) => validate::run(args, context),
         DataVerb::Bench(args) => bench::run(args, context),

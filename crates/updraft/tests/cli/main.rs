@@ -1,6 +1,8 @@
 //! What a user of the command line sees.
 
 mod data;
+#[cfg(feature = "redis")]
+mod follow;
 mod kill;
 mod lanes;
 mod optimize;
