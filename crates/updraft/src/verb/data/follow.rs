@@ -1,11 +1,9 @@
 //! `updraft data follow`: a stream into shards of a dataset.
 
-use clap::ValueEnum;
 use updraft_data::Kind as ColumnKind;
-#[cfg(feature = "redis")]
-use updraft_data::ShardFormat;
 use updraft_graph::DType;
 
+use super::ingest::FormatArgument;
 use super::parse_bytes;
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
@@ -72,18 +70,6 @@ pub struct Args {
     patience_seconds: u64,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum FormatArgument {
-    /// MosaicML Streaming's shards: the choice for samples.
-    Mds,
-    /// Parquet: the choice for tables.
-    Parquet,
-    /// TFRecord of `tf.train.Example`; it holds no f64.
-    Tfrecord,
-    /// WebDataset's archives.
-    Tar,
-}
-
 fn parse_column(text: &str) -> Result<(String, ColumnKind), String> {
     let wrong = || format!("`{text}` is not of the form NAME=KIND with bytes, text, i64, f64 or f32");
     let (name, kind) = text.rsplit_once('=').ok_or_else(wrong)?;
@@ -110,12 +96,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     use updraft_data::write::WriteOptions;
 
     let options = FollowOptions {
-        format: match args.format {
-            FormatArgument::Mds => ShardFormat::Mds,
-            FormatArgument::Parquet => ShardFormat::Parquet,
-            FormatArgument::Tfrecord => ShardFormat::TfRecord,
-            FormatArgument::Tar => ShardFormat::Tar,
-        },
+        format: args.format.shard_format(),
         write: WriteOptions { shard_bytes: args.shard_bytes, compress: args.compress, ..WriteOptions::default() },
         shard_ms: args.shard_seconds.saturating_mul(1000),
         end: match (args.until_idle_seconds, args.once) {

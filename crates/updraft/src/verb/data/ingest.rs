@@ -72,7 +72,7 @@ pub struct Args {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum FormatArgument {
+pub(super) enum FormatArgument {
     /// MosaicML Streaming's shards: the choice for samples.
     Mds,
     /// Parquet: the choice for tables.
@@ -81,6 +81,17 @@ enum FormatArgument {
     Tfrecord,
     /// WebDataset's archives.
     Tar,
+}
+
+impl FormatArgument {
+    pub(super) fn shard_format(self) -> ShardFormat {
+        match self {
+            FormatArgument::Mds => ShardFormat::Mds,
+            FormatArgument::Parquet => ShardFormat::Parquet,
+            FormatArgument::Tfrecord => ShardFormat::TfRecord,
+            FormatArgument::Tar => ShardFormat::Tar,
+        }
+    }
 }
 
 fn parse_resize(text: &str) -> Result<(String, Resize), String> {
@@ -95,12 +106,7 @@ fn parse_resize(text: &str) -> Result<(String, Resize), String> {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
-    let format = match args.format {
-        FormatArgument::Mds => ShardFormat::Mds,
-        FormatArgument::Parquet => ShardFormat::Parquet,
-        FormatArgument::Tfrecord => ShardFormat::TfRecord,
-        FormatArgument::Tar => ShardFormat::Tar,
-    };
+    let format = args.format.shard_format();
     if args.source.trim_end_matches('/') == args.target.trim_end_matches('/') {
         return Err(Failure::new(Kind::Usage, "source and target are the same".to_owned()));
     }
