@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("updraft-passes", &["updraft-base", "updraft-graph"]),
     ("updraft-engine", &["updraft-base", "updraft-graph"]),
     ("updraft-data", &["updraft-base", "updraft-graph", "updraft-store"]),
+    ("updraft-query", &["updraft-base", "updraft-data", "updraft-graph", "updraft-store"]),
     (
         "updraft-train",
         &["updraft-base", "updraft-data", "updraft-engine", "updraft-graph", "updraft-passes", "updraft-store"],
@@ -51,6 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "updraft-engine",
             "updraft-graph",
             "updraft-passes",
+            "updraft-query",
             "updraft-store",
             "updraft-train",
         ],

@@ -132,8 +132,8 @@ impl DataError {
     }
 }
 
-/// "did you mean `a`? It has `a`, `b`".
-pub(crate) fn known_names(word: &str, known: &[String]) -> String {
+/// What may be meant by a word that is no name, for a message: "did you mean `a`? Known: `a`, `b`".
+pub fn known_names(word: &str, known: &[String]) -> String {
     let list: Vec<String> = known.iter().map(|k| format!("`{k}`")).collect();
     let list = if list.is_empty() { "none".to_owned() } else { list.join(", ") };
     match nearest(word, known.iter().map(String::as_str)) {

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use updraft_base::{Digest, Hasher};
@@ -27,11 +28,13 @@ use crate::rows::{Cells, Rows};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
 use crate::statistics::ColumnSummary;
-use crate::write::{WriteOptions, mds_index, writer};
+use crate::write::{ShardWriter, WriteOptions, mds_index, writer};
 
+mod answer;
 mod blocks;
 mod resize;
 
+pub use answer::ingest_rows;
 use blocks::Blocks;
 pub use resize::{Preview, picture_preview};
 
@@ -196,8 +199,7 @@ impl<'a> Job<'a> {
         while first < total {
             let rows = unit_rows.min(total - first);
             let digest = self.unit_digest(&pipeline, first, rows);
-            let (index, short) = (self.units.len(), digest.short());
-            let key = format!("shard-{index:06}-{short}.{}", ending(self.options.format, &self.options.write));
+            let key = shard_key(&format!("{:06}", self.units.len()), &digest, self.options.format, &self.options.write);
             self.units.push(Unit { first, rows, digest, key });
             first += rows;
         }
@@ -262,22 +264,22 @@ impl<'a> Job<'a> {
     /// Finds a unit done, or does it; whether this process made the shard.
     fn do_unit(&self, unit: &Unit, target: &Objects) -> Result<(ShardFacts, bool), DataError> {
         let record_key = format!("_ingest/{}.json", unit.digest.hex());
-        if let Some(facts) = done(target, &record_key)? {
-            return Ok((facts, false));
+        if let Some(Record { shard }) = record(target, &record_key)?
+            && stands(target, &shard)?
+        {
+            return Ok((shard, false));
         }
         let (bytes, mut facts) = self.make(unit)?;
         facts.key = unit.key.clone();
-        let created = put_shard(target, &unit.key, bytes)?;
+        let is_new = put_shard(target, &unit.key, bytes)?;
         let record = serde_json::to_vec(&Record { shard: facts.clone() })
             .map_err(|e| DataError::Loader(format!("{}: {e}", unit.key)))?;
         target.create(&record_key, record.into())?;
-        Ok((facts, created == Created::New))
+        Ok((facts, is_new))
     }
 
     fn make(&self, unit: &Unit) -> Result<(bytes::Bytes, ShardFacts), DataError> {
-        let mut shard = writer(self.options.format, self.schema.clone(), &self.options.write)?;
-        let mut summaries: Vec<ColumnSummary> =
-            self.schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect();
+        let mut shard = Making::new(&self.schema, self.options.format, &self.options.write)?;
         let mut workspace = Workspace::default();
         let positions: Vec<u64> = (unit.first..unit.first + unit.rows).collect();
         for chunk in positions.chunks(CHUNK_ROWS) {
@@ -295,26 +297,51 @@ impl<'a> Job<'a> {
                     })?;
                 }
             }
-            for (summary, cells) in summaries.iter_mut().zip(&cells) {
-                summary.push(cells)?;
-            }
-            let rows = Rows::new(self.schema.clone(), cells).map_err(DataError::Loader)?;
-            shard.push(&rows)?;
+            shard.push(&Rows::new(self.schema.clone(), cells).map_err(DataError::Loader)?)?;
         }
-        let (bytes, mut facts) = shard.finish()?;
-        describe(&mut facts, summaries)?;
+        shard.finish()
+    }
+}
+
+/// A shard being written, with what its columns hold.
+pub(crate) struct Making {
+    writer: Box<dyn ShardWriter>,
+    summaries: Vec<ColumnSummary>,
+}
+
+impl Making {
+    pub(crate) fn new(schema: &Arc<Schema>, format: ShardFormat, options: &WriteOptions) -> Result<Making, DataError> {
+        let writer = writer(format, schema.clone(), options)?;
+        Ok(Making { writer, summaries: schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect() })
+    }
+
+    pub(crate) fn push(&mut self, rows: &Rows) -> Result<(), DataError> {
+        for (summary, cells) in self.summaries.iter_mut().zip(&rows.columns) {
+            summary.push(cells)?;
+        }
+        self.writer.push(rows)
+    }
+
+    pub(crate) fn finish(self) -> Result<(bytes::Bytes, ShardFacts), DataError> {
+        let (bytes, mut facts) = self.writer.finish()?;
+        for summary in self.summaries {
+            let statistics = summary.finish().coarse();
+            let value = serde_json::to_value(&statistics).map_err(|e| DataError::Loader(e.to_string()))?;
+            facts.columns.insert(statistics.column, value);
+        }
         Ok((bytes, facts))
     }
 }
 
-/// The end of a shard's name, by which readers know the format.
-pub(crate) fn ending(format: ShardFormat, options: &WriteOptions) -> String {
+/// The name of a shard: its place, what determines it, and the ends by which readers know the format.
+pub(crate) fn shard_key(place: &str, digest: &Digest, format: ShardFormat, options: &WriteOptions) -> String {
     let packed = if format == ShardFormat::Mds && options.compress { ".zstd" } else { "" };
-    format!("{}{packed}", format.name())
+    format!("shard-{place}-{}.{format}{packed}", digest.short())
 }
 
-/// Puts a shard whose name says what is in it: where it is already, it was made before or by somebody else.
-pub(crate) fn put_shard(target: &Objects, key: &str, bytes: bytes::Bytes) -> Result<Created, DataError> {
+/// Puts a shard where none is; whether it did. Its name says what is in it: where it is already, it was made before, or by
+/// somebody else.
+pub(crate) fn put_shard(target: &Objects, key: &str, bytes: bytes::Bytes) -> Result<bool, DataError> {
     let length = bytes.len() as u64;
     let created = target.create(key, bytes)?;
     if created == Created::Exists {
@@ -325,33 +352,26 @@ pub(crate) fn put_shard(target: &Objects, key: &str, bytes: bytes::Bytes) -> Res
             return Err(DataError::file(name.as_ref(), reason));
         }
     }
-    Ok(created)
+    Ok(created == Created::New)
 }
 
-/// Adds the statistics of columns to the facts of a shard.
-pub(crate) fn describe(facts: &mut ShardFacts, summaries: Vec<ColumnSummary>) -> Result<(), DataError> {
-    for summary in summaries {
-        let statistics = summary.finish().coarse();
-        let value = serde_json::to_value(&statistics).map_err(|e| DataError::Loader(e.to_string()))?;
-        facts.columns.insert(statistics.column, value);
-    }
-    Ok(())
-}
-
-/// What the record of a unit says, if there is one and the shard is there as it says.
-fn done(target: &Objects, record_key: &str) -> Result<Option<ShardFacts>, DataError> {
-    let text = match target.get(record_key) {
+/// What a record says, if there is one.
+fn record<T: DeserializeOwned>(target: &Objects, key: &str) -> Result<Option<T>, DataError> {
+    let text = match target.get(key) {
         Ok(text) => text,
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let name = || updraft_store::ReadObjects::name(target, record_key);
-    let Record { shard } = serde_json::from_slice::<Record>(&text)
-        .map_err(|e| DataError::file(name().as_ref(), format!("is no record of a shard: {e}")))?;
+    let name = || updraft_store::ReadObjects::name(target, key);
+    let record = serde_json::from_slice(&text);
+    record.map(Some).map_err(|e| DataError::file(name().as_ref(), format!("is no record of a shard: {e}")))
+}
+
+/// Whether a shard is there as a record says. Where it was deleted by hand, it is made again.
+fn stands(target: &Objects, shard: &ShardFacts) -> Result<bool, DataError> {
     match target.head(&shard.key) {
-        Ok(found) if found.bytes == shard.bytes => Ok(Some(shard)),
-        // Deleted by hand, perhaps: made again.
-        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(None),
+        Ok(found) => Ok(found.bytes == shard.bytes),
+        Err(StoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -68,7 +68,7 @@ pub use cache::shared::{SharedCache, SharedCacheOptions, SharedCacheReading};
 pub use cache::{Cache, CacheOptions, CacheReading};
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
-pub use error::DataError;
+pub use error::{DataError, known_names};
 pub use ingest::{Preview, picture_preview};
 pub use lanes::{LaneEpoch, Lanes, Share};
 pub use loader::{Batch, Batches, Drift, Loader, LoaderOptions, LoaderToken, Tail};

@@ -18,12 +18,11 @@ use updraft_base::{Clock, Digest, Hasher};
 use updraft_store::Objects;
 
 use crate::error::DataError;
-use crate::ingest::{describe, ending, put_shard};
+use crate::ingest::{Making, put_shard, shard_key};
 use crate::manifest::{MANIFEST_FORMAT, Manifest, StreamPlace, Version};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::ShardFormat;
-use crate::statistics::ColumnSummary;
-use crate::write::{WriteOptions, writer};
+use crate::write::WriteOptions;
 use reader::{Entry, EntryId, Facts, Reader};
 
 mod reader;
@@ -311,19 +310,14 @@ impl Follower<'_> {
         let ([first, ..], [.., last], Some(added)) = (entries, entries, added.last()) else { return Ok(()) };
         let FollowOptions { format, write, .. } = self.options;
         let schema = rows.schema.clone();
-        let mut shard = writer(*format, schema.clone(), write)?;
+        let mut shard = Making::new(&schema, *format, write)?;
         shard.push(&rows)?;
-        let mut summaries: Vec<ColumnSummary> = schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect();
-        for (summary, cells) in summaries.iter_mut().zip(&rows.columns) {
-            summary.push(cells)?;
-        }
         let (bytes, mut facts) = shard.finish()?;
-        describe(&mut facts, summaries)?;
         let mut hasher = Hasher::new();
         for field in [VERSION.as_bytes(), self.group.as_bytes(), last.id.to_string().as_bytes(), &bytes] {
             hasher.field(field);
         }
-        facts.key = format!("shard-{}-{}.{}", first.id, hasher.finish().short(), ending(*format, write));
+        facts.key = shard_key(&first.id.to_string(), &hasher.finish(), *format, write);
         let length = bytes.len() as u64;
         put_shard(self.target, &facts.key, bytes)?;
         let place = StreamPlace { after: self.followed.last.take(), last: last.id.to_string(), added: *added };

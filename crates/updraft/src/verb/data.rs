@@ -14,9 +14,10 @@ pub mod follow;
 pub mod ingest;
 pub mod inspect;
 pub mod lifecycle;
+pub mod query;
 pub mod validate;
 
-/// Ingest, follow, inspect, validate, measure and tidy datasets
+/// Ingest, follow, inspect, query, validate, measure and tidy datasets
 ///
 /// A dataset is a URL (`s3://bucket/folder`, `gs://…`, `az://…`, `https://…`, `file:///…`) or a path: a folder with our
 /// manifest, a folder of MDS shards, a folder of files of one format, or one file.
@@ -31,6 +32,7 @@ enum DataVerb {
     Ingest(ingest::Args),
     Follow(follow::Args),
     Inspect(inspect::Args),
+    Query(query::Args),
     Validate(validate::Args),
     Bench(bench::Args),
     Lifecycle(lifecycle::Args),
@@ -41,6 +43,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         DataVerb::Ingest(args) => ingest::run(args, context),
         DataVerb::Follow(args) => follow::run(args, context),
         DataVerb::Inspect(args) => inspect::run(args, context),
+        DataVerb::Query(args) => query::run(args, context),
         DataVerb::Validate(args) => validate::run(args, context),
         DataVerb::Bench(args) => bench::run(args, context),
         DataVerb::Lifecycle(args) => lifecycle::run(args, context),

@@ -8,6 +8,7 @@ mod lanes;
 mod optimize;
 mod prune;
 mod quantize;
+mod query;
 mod workplace;
 
 use clap::CommandFactory;

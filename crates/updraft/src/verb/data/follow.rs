@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     use updraft_data::write::WriteOptions;
 
     let options = FollowOptions {
-        format: args.format.shard_format(),
+        format: args.format.into(),
         write: WriteOptions { shard_bytes: args.shard_bytes, compress: args.compress, ..WriteOptions::default() },
         shard_ms: args.shard_seconds.saturating_mul(1000),
         end: match (args.until_idle_seconds, args.once) {

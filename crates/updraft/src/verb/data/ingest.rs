@@ -83,9 +83,9 @@ pub(super) enum FormatArgument {
     Tar,
 }
 
-impl FormatArgument {
-    pub(super) fn shard_format(self) -> ShardFormat {
-        match self {
+impl From<FormatArgument> for ShardFormat {
+    fn from(format: FormatArgument) -> ShardFormat {
+        match format {
             FormatArgument::Mds => ShardFormat::Mds,
             FormatArgument::Parquet => ShardFormat::Parquet,
             FormatArgument::Tfrecord => ShardFormat::TfRecord,
@@ -106,7 +106,7 @@ fn parse_resize(text: &str) -> Result<(String, Resize), String> {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
-    let format = args.format.shard_format();
+    let format = args.format.into();
     if args.source.trim_end_matches('/') == args.target.trim_end_matches('/') {
         return Err(Failure::new(Kind::Usage, "source and target are the same".to_owned()));
     }

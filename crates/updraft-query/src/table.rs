@@ -1,0 +1,205 @@
+//! A dataset as a table: its columns, and what is known of its shards before they are read.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::array::{ArrayRef, BooleanArray, UInt64Array};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::{Column, ColumnStatistics, DFSchema, Result, ScalarValue, Statistics};
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::physical_plan::ExecutionPlan;
+use updraft_data::Kind;
+use updraft_data::shards::Shards;
+use updraft_data::statistics::ColumnStatistics as OurStatistics;
+
+use crate::arrow::type_of;
+use crate::error::{QueryError, Slot};
+use crate::scan::Scan;
+
+/// A dataset that a query reads.
+pub(crate) struct Table {
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) schema: SchemaRef,
+    /// Threads that read.
+    pub(crate) threads: usize,
+    /// The most memory for blocks that are read ahead.
+    pub(crate) memory_bytes: u64,
+    /// Where errors of reading go.
+    pub(crate) slot: Slot,
+    /// Least and largest number of each column, for each shard.
+    ranges: Vec<Vec<Option<Range>>>,
+}
+
+/// The numbers of a column lie between these.
+#[derive(Clone)]
+struct Range {
+    min: ScalarValue,
+    max: ScalarValue,
+    /// Whether they are the least and the largest, to the bit.
+    is_exact: bool,
+}
+
+impl Table {
+    /// # Errors
+    /// The column whose type a query cannot hold.
+    pub(crate) fn new(
+        shards: Shards,
+        threads: usize,
+        memory_bytes: u64,
+        slot: Slot,
+    ) -> std::result::Result<Table, QueryError> {
+        let mut fields = Vec::with_capacity(shards.schema.columns.len());
+        for column in &shards.schema.columns {
+            let refused = |reason| QueryError::Column { column: column.name.clone(), reason };
+            fields.push(Field::new(&column.name, type_of(&column.kind).map_err(refused)?, false));
+        }
+        let schema = Arc::new(Schema::new(fields));
+        let range_of = |shard: usize, at: usize| {
+            let column = &shards.schema.columns[at];
+            let Kind::Number { shape, .. } = &column.kind else { return None };
+            let known = shards.facts.get(shard)?.columns.get(&column.name)?;
+            let known: OurStatistics = serde_json::from_value(known.clone()).ok()?;
+            range(&known, schema.field(at).data_type()).filter(|_| shape.is_empty())
+        };
+        let columns = shards.schema.columns.len();
+        let ranges =
+            (0..shards.readers.len()).map(|shard| (0..columns).map(|at| range_of(shard, at)).collect()).collect();
+        Ok(Table { shards: Arc::new(shards), schema, threads, memory_bytes, slot, ranges })
+    }
+
+    /// What is known of some columns over some shards together.
+    pub(crate) fn statistics_of(&self, shards: &[usize], columns: &[usize], rows_max: usize) -> Statistics {
+        let rows: u64 = shards.iter().filter_map(|at| self.shards.readers.get(*at)).map(|reader| reader.rows()).sum();
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        let is_whole = rows <= rows_max;
+        let column = |at: &usize| {
+            let mut known = ColumnStatistics::new_unknown();
+            known.null_count = Precision::Exact(0);
+            let ranges: Option<Vec<&Range>> = shards.iter().map(|shard| self.ranges[*shard][*at].as_ref()).collect();
+            let Some(ranges) = ranges.filter(|ranges| !ranges.is_empty()) else { return known };
+            let is_exact = is_whole && ranges.iter().all(|range| range.is_exact);
+            let precise =
+                |value: ScalarValue| if is_exact { Precision::Exact(value) } else { Precision::Inexact(value) };
+            let by = |a: &&ScalarValue, b: &&ScalarValue| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
+            known.min_value = ranges.iter().map(|r| &r.min).min_by(by).cloned().map_or(Precision::Absent, precise);
+            known.max_value = ranges.iter().map(|r| &r.max).max_by(by).cloned().map_or(Precision::Absent, precise);
+            known
+        };
+        Statistics {
+            num_rows: Precision::Exact(rows.min(rows_max)),
+            total_byte_size: Precision::Absent,
+            column_statistics: columns.iter().map(column).collect(),
+        }
+    }
+
+    /// The shards that may hold rows for which all filters are true.
+    fn matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<usize>> {
+        let all: Vec<usize> = (0..self.shards.readers.len()).collect();
+        let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(all) };
+        let schema = DFSchema::try_from(self.schema.clone())?;
+        let filter = state.create_physical_expr(filter, &schema)?;
+        // What ranges say nothing about (calls of functions on text, say) leaves all shards in.
+        let Ok(predicate) = PruningPredicateBuilder::new().with_file_schema(self.schema.clone()).try_build(filter)
+        else {
+            return Ok(all);
+        };
+        let keep = predicate.prune(self)?;
+        Ok(all.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(shard, _)| shard).collect())
+    }
+
+    fn bounds(&self, column: &Column, of: impl Fn(&Range) -> ScalarValue) -> Option<ArrayRef> {
+        let (at, field) = self.schema.column_with_name(&column.name)?;
+        let null = ScalarValue::try_new_null(field.data_type()).ok()?;
+        let values = self.ranges.iter().map(|shard| shard[at].as_ref().map_or_else(|| null.clone(), &of));
+        ScalarValue::iter_to_array(values).ok()
+    }
+}
+
+/// Statistics are kept as `f64`. `None` where that does not hold the numbers, and where there are numbers that comparisons
+/// of SQL put outside of them: NaN is larger than all.
+fn range(known: &OurStatistics, data_type: &DataType) -> Option<Range> {
+    const EXACT_INTEGERS: f64 = (1u64 << 53) as f64;
+    let numbers = known.numbers.as_ref().filter(|numbers| numbers.count > 0 && numbers.nan == 0)?;
+    let is_integer = data_type.is_integer();
+    let limit = if is_integer { EXACT_INTEGERS } else { f64::MAX };
+    if numbers.min <= -limit || numbers.max >= limit || *data_type == DataType::Boolean {
+        return None;
+    }
+    // Where zeros are ordered the negative one comes first, and the statistics do not tell them apart.
+    let (min, max) = match is_integer {
+        true => (numbers.min, numbers.max),
+        false => (if numbers.min == 0.0 { -0.0 } else { numbers.min }, numbers.max + 0.0),
+    };
+    let scalar = |value: f64| ScalarValue::Float64(Some(value)).cast_to(data_type).ok();
+    Some(Range { min: scalar(min)?, max: scalar(max)?, is_exact: is_integer })
+}
+
+impl PruningStatistics for Table {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |range| range.min.clone())
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |range| range.max.clone())
+    }
+
+    fn num_containers(&self) -> usize {
+        self.ranges.len()
+    }
+
+    fn null_counts(&self, _: &Column) -> Option<ArrayRef> {
+        Some(Arc::new(UInt64Array::from(vec![0; self.ranges.len()])))
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        Some(Arc::new(UInt64Array::from_iter_values(self.shards.readers.iter().map(|reader| reader.rows()))))
+    }
+
+    fn contained(&self, _: &Column, _: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
+
+/// A table that plans can share.
+#[derive(Debug, Clone)]
+pub(crate) struct Provider(pub(crate) Arc<Table>);
+
+#[async_trait]
+impl TableProvider for Provider {
+    fn schema(&self) -> SchemaRef {
+        self.0.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let shards = self.0.matching(state, filters)?;
+        let columns = projection.cloned().unwrap_or_else(|| (0..self.0.schema.fields().len()).collect());
+        Ok(Arc::new(Scan::new(self.0.clone(), shards, columns, limit)?))
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}
