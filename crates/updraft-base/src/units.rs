@@ -10,6 +10,13 @@ pub fn count(count: u64) -> String {
     scaled(count as f64, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
 }
 
+/// Millionths of a US dollar as dollars, to the last of them: `$0.000400`, `-$12.500000`.
+pub fn usd(micro_usd: i128) -> String {
+    let sign = if micro_usd < 0 { "-" } else { "" };
+    let all = micro_usd.unsigned_abs();
+    format!("{sign}${}.{:06}", all / 1_000_000, all % 1_000_000)
+}
+
 /// A duration: `812 ns`, `1.23 ms`, `4.56 s`, `3 min 05 s`, `2 h 03 min`.
 pub fn duration_ns(duration_ns: u64) -> String {
     // One above what rounds to a whole minute, so that 59.99 s does not print as 60.0 s.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use updraft_base::{Digest, Hasher};
-use updraft_store::{AccessOptions, ReadObjects};
+use updraft_store::{AccessOptions, Objects, ReadObjects};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
@@ -88,12 +88,17 @@ pub struct Access {
     pub options: AccessOptions,
     /// Put around every store that is opened: a cache.
     pub wrap: Option<Wrap>,
+    /// Told of every remote store that is opened: to count what it is asked.
+    pub opened: Option<Told>,
     /// The version of the dataset to open, by the digest of its manifest; the newest without.
     pub version: Option<Digest>,
 }
 
 /// Something that reads objects through something that does, or the reason why it cannot.
 pub type Wrap = Arc<dyn Fn(Arc<dyn ReadObjects>) -> Result<Arc<dyn ReadObjects>, DataError> + Send + Sync>;
+
+/// Something that is told of a store.
+pub type Told = Arc<dyn Fn(&Objects) + Send + Sync>;
 
 /// Opens the source for the columns that the configured tensors need, or for all. A relative path starts at `base`.
 pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Opened, DataError> {

@@ -92,8 +92,18 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Does it.
+    /// Does it, and says what that asked of remote stores.
     pub fn run(&self, context: &Context) -> Result<Answer, Failure> {
+        let mut done = self.answer(context);
+        match &mut done {
+            Ok(answer) => context.requests.add_to(answer),
+            Err(Failure { answer: Some(answer), .. }) => context.requests.add_to(answer),
+            Err(_) => (),
+        }
+        done
+    }
+
+    fn answer(&self, context: &Context) -> Result<Answer, Failure> {
         match self {
             Verb::New(args) => new::run(args, context),
             Verb::Inspect(args) => inspect::run(args, context),

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
-use updraft_data::{Access, Cache, CacheOptions, CacheReading, Wrap};
+use updraft_data::{Access, Cache, CacheOptions, CacheReading, Told, Wrap};
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::progress::Progress;
+use crate::requests::Requests;
 
 /// The world as a verb sees it.
 pub struct Context<'a> {
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub seed: Option<u64>,
     /// What is kept of the objects of datasets; `None` where nothing is.
     pub caches: Option<Caches>,
+    /// What was asked of remote stores.
+    pub requests: Requests,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where progress is shown.
@@ -40,7 +43,9 @@ impl Context<'_> {
 
     /// The objects under a URL or in a folder, by the settings of the environment.
     pub fn objects(&self, url: &str) -> Result<Objects, StoreError> {
-        Objects::open(url, &self.store_settings, &self.access_options())
+        let objects = Objects::open(url, &self.store_settings, &self.access_options())?;
+        self.requests.watch(&objects);
+        Ok(objects)
     }
 
     /// Where files for people go, such as reports: beside a local store, else where a local store would be.
@@ -55,7 +60,10 @@ impl Context<'_> {
     /// How datasets are reached.
     pub fn access(&self) -> Access {
         let wrap = self.caches.as_ref().map(Caches::wrap);
-        Access { settings: self.store_settings.clone(), options: self.access_options(), wrap, ..Access::default() }
+        let requests = self.requests.clone();
+        let opened: Told = Arc::new(move |objects| requests.watch(objects));
+        let (settings, options) = (self.store_settings.clone(), self.access_options());
+        Access { settings, options, wrap, opened: Some(opened), ..Access::default() }
     }
 
     /// Programs that start together must not repeat their requests together.

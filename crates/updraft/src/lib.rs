@@ -10,6 +10,7 @@ pub mod context;
 pub mod failure;
 pub mod progress;
 pub mod recipe;
+pub mod requests;
 pub mod verb;
 
 mod model;

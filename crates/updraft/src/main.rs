@@ -8,6 +8,7 @@ use clap::Parser;
 use updraft::cli::Cli;
 use updraft::context::{Caches, Context};
 use updraft::progress::Progress;
+use updraft::requests::Requests;
 use updraft_base::clock::SystemClock;
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
         caches: cli.global.cache().map(Caches::new),
+        requests: Requests::default(),
         clock: clock.clone(),
         progress: &progress,
     };

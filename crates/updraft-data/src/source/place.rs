@@ -55,6 +55,9 @@ impl Place {
             },
         };
         let objects = Objects::open(folder, &access.settings, &access.options)?;
+        if let Some(told) = &access.opened {
+            told(&objects);
+        }
         Ok(Place { root: Root::Remote(objects), rest: rest.to_owned(), name: path.to_owned() })
     }
 

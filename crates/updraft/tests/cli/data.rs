@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 use updraft_base::{Clock, Key, SystemClock};
+use updraft_sim::{Dialect, ObjectServer};
 
 use crate::workplace::Workplace;
 
@@ -288,4 +289,40 @@ fn what_one_process_read_the_next_finds_on_disk() {
     let arguments = ["data", "bench", "pictures", "--cache-disk", "file", "--cache-disk-limit", "1MiB"];
     let (code, message) = workplace.failure(&arguments);
     assert!(code != 0 && message.contains("file"), "{message}");
+}
+
+/// What a verb asked of a store is what the store was asked, and what the price list says that this costs.
+#[test]
+fn a_verb_ends_by_saying_what_it_asked_of_remote_stores() {
+    let workplace = Workplace::new();
+    let server = ObjectServer::start(Dialect::S3, None).unwrap();
+    let (url, settings) = server.url_and_settings();
+    let run = |arguments: &[&str]| {
+        let mut command = workplace.command(arguments);
+        for (name, value) in &settings {
+            command.env(format!("AWS_{}", name.to_uppercase()), value);
+        }
+        let output = command.env("AWS_REGION", "us-east-1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let target = format!("{url}/digits");
+    let told = run(&[&["data", "ingest", &mnist(), &target, "--json"], INGEST.as_slice()].concat());
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let store = &told["stores"][0];
+    assert_eq!(store["url"], target.as_str());
+    let bytes: usize = server.objects().values().map(|object| object.len()).sum();
+    assert_eq!(store["bytes_written"].as_u64(), Some(bytes as u64));
+    // Every object was put once.
+    assert_eq!(store["requests"]["put"].as_u64(), Some(server.objects().len() as u64));
+    let dear = ["put", "list", "multipart"].map(|class| store["requests"][class].as_u64().unwrap_or(0));
+    let cheap = ["get", "head"].map(|class| store["requests"][class].as_u64().unwrap_or(0));
+    let nano_usd = 5_000 * dear.iter().sum::<u64>() + 400 * cheap.iter().sum::<u64>();
+    assert_eq!(store["cost_micro_usd"].as_u64(), Some(nano_usd.div_ceil(1000)));
+
+    let text = run(&["data", "bench", &target]);
+    let line = text.lines().last().unwrap();
+    assert!(line.starts_with(&format!("{target}: ")) && line.contains(" get") && line.contains("$0.000"), "{text}");
+    // What lies on this machine costs no requests.
+    assert_eq!(workplace.json(&["data", "bench", &mnist()])["stores"], Value::Null);
 }

@@ -174,13 +174,6 @@ fn apply(plan: &Plan, digest: &Digest, objects: &Objects, context: &Context) -> 
     Ok(applied)
 }
 
-/// Micro-dollars as dollars.
-fn dollars(micro_usd: i128) -> String {
-    let sign = if micro_usd < 0 { "-" } else { "" };
-    let all = micro_usd.unsigned_abs();
-    format!("{sign}${}.{:06}", all / 1_000_000, all % 1_000_000)
-}
-
 fn answer(
     args: &Args,
     plan: &Plan,
@@ -188,7 +181,7 @@ fn answer(
     configuration: Option<&Configuration>,
     applied: Option<&Applied>,
 ) -> Answer {
-    let saved = |saved: Option<i128>| saved.map_or_else(|| "not known".to_owned(), dollars);
+    let saved = |saved: Option<i128>| saved.map_or_else(|| "not known".to_owned(), units::usd);
     let rows: Vec<Vec<String>> = plan
         .actions
         .iter()
@@ -211,7 +204,7 @@ fn answer(
     ));
     text.push_str(&format!("saves {} a month", saved(plan.saved_micro_usd_month)));
     if plan.once_micro_usd > 0 {
-        text.push_str(&format!(", costs {} once", dollars(plan.once_micro_usd)));
+        text.push_str(&format!(", costs {} once", units::usd(plan.once_micro_usd)));
     }
     match prices.tiers.first() {
         Some(price) => text.push_str(&format!(" ({}, prices of {}: {})\n", price.region, price.date, price.source)),
