@@ -34,6 +34,20 @@ impl Filter {
         self.conditions.iter().map(|c| c.column.as_str())
     }
 
+    /// Whether no row can meet all conditions, by the least and largest number that the column of each has, as far as they
+    /// are known.
+    pub(crate) fn excludes(&self, bounds: impl Fn(usize) -> Option<(f64, f64)>) -> bool {
+        self.conditions.iter().enumerate().any(|(place, condition)| {
+            let is_about_numbers =
+                condition.at_least.is_some() || condition.at_most.is_some() || !condition.one_of.is_empty();
+            let Some((min, max)) = bounds(place).filter(|_| is_about_numbers) else { return false };
+            let within = |choice: &Choice| matches!(choice, Choice::Number(number) if (min..=max).contains(number));
+            condition.at_least.is_some_and(|least| max < least)
+                || condition.at_most.is_some_and(|most| min > most)
+                || (!condition.one_of.is_empty() && !condition.one_of.iter().any(within))
+        })
+    }
+
     /// Which rows meet all conditions; `cells` holds the columns of the conditions.
     ///
     /// # Errors

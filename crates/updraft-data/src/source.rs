@@ -57,6 +57,12 @@ pub(crate) trait Source: Send + Sync {
     /// The cells of some of the columns, by their indices among those the source was opened for, at `rows`.
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError>;
 
+    /// Least and largest number of a column in the block of a row, where they are known without reading it; NaN may be
+    /// there besides.
+    fn bounds(&self, _column: usize, _row: u64) -> Option<(f64, f64)> {
+        None
+    }
+
     /// The name of a row: the file, and the row or line in it.
     fn row_name(&self, row: u64) -> String;
 

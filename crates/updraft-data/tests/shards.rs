@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use updraft_data::shard::ReadOptions;
 use updraft_data::write::{WriteOptions, mds_index, writer};
 use updraft_data::{
     Access, Cells, Column, DataError, Dataset, DatasetConfig, Kind, Loader, LoaderOptions, Manifest, Rows, Schema,
-    ShardFacts, ShardFormat, Shards, open_shard,
+    ShardFacts, ShardFormat, Shards, Wrap, open_shard,
 };
 use updraft_graph::{DType, Tensor};
 use updraft_store::{AccessOptions, ObjectFacts, Objects, ReadObjects, StoreError};
@@ -493,5 +494,90 @@ fn rows_that_a_format_cannot_hold_are_refused_by_column() {
     ] {
         let error = writer(format, schema(kind), &WriteOptions::default()).err().unwrap().to_string();
         assert!(error.contains(words), "{format}: {error}");
+    }
+}
+
+/// Reads through, counting bytes.
+struct Counted(Arc<dyn ReadObjects>, Arc<AtomicU64>);
+
+impl ReadObjects for Counted {
+    fn facts(&self, key: &str) -> Result<ObjectFacts, StoreError> {
+        self.0.facts(key)
+    }
+
+    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+        self.1.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::Relaxed);
+        self.0.read(key, ranges)
+    }
+
+    fn name(&self, key: &str) -> String {
+        self.0.name(key)
+    }
+}
+
+#[test]
+fn row_groups_whose_bounds_no_row_can_meet_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (groups, group_rows) = (8usize, 50usize);
+    let count = groups * group_rows;
+    let score = |row: usize| row as f32 / count as f32;
+    let schema = Arc::new(
+        Schema::new(vec![
+            Column { name: "x".into(), kind: Kind::Number { dtype: DType::I64, shape: vec![64] } },
+            Column { name: "score".into(), kind: Kind::scalar(DType::F32) },
+            Column { name: "flag".into(), kind: Kind::scalar(DType::U32) },
+        ])
+        .unwrap(),
+    );
+    let options = WriteOptions { row_group_bytes: 64 * 8 * group_rows as u64, ..WriteOptions::default() };
+    let mut shard = writer(ShardFormat::Parquet, schema.clone(), &options).unwrap();
+    for group in 0..groups {
+        let numbers: Vec<usize> = (group * group_rows..(group + 1) * group_rows).collect();
+        // NaN is in no bounds, and passes no condition. A number above 2^31 is not below zero.
+        let scores: Vec<f32> = numbers.iter().map(|n| if n % 10 == 9 { f32::NAN } else { score(*n) }).collect();
+        let flags: Vec<u32> = numbers.iter().map(|n| if *n < count / 2 { 1 } else { u32::MAX }).collect();
+        let x: Vec<i64> = numbers.iter().flat_map(|n| std::iter::repeat_n(*n as i64, 64)).collect();
+        let cells = vec![
+            Cells::Numbers(Tensor::new(&[group_rows, 64], &x).unwrap()),
+            Cells::Numbers(Tensor::vector(&scores)),
+            Cells::Numbers(Tensor::vector(&flags)),
+        ];
+        shard.push(&Rows::new(schema.clone(), cells).unwrap()).unwrap();
+    }
+    let bytes = shard.finish().unwrap().0;
+    std::fs::write(folder.path().join("data.parquet"), &bytes).unwrap();
+
+    let read = |filter: serde_json::Value| {
+        let meter = Arc::new(AtomicU64::new(0));
+        let counter = meter.clone();
+        let wrap: Wrap = Arc::new(move |store| Ok(Arc::new(Counted(store, counter.clone())) as Arc<dyn ReadObjects>));
+        let config: DatasetConfig = serde_json::from_value(serde_json::json!({
+            "path": "data.parquet", "tensors": [{ "name": "x" }], "filter": filter,
+        }))
+        .unwrap();
+        let access = Access { wrap: Some(wrap), ..Access::default() };
+        let dataset = Dataset::open_with(&config, folder.path(), &access).unwrap();
+        let loader =
+            Loader::new(Arc::new(dataset), LoaderOptions { batch_size: 5, ..LoaderOptions::default() }).unwrap();
+        let before = meter.load(Ordering::Relaxed);
+        let first = loader.batch(0).unwrap().samples;
+        (first, (meter.load(Ordering::Relaxed) - before) as f64 / bytes.len() as f64)
+    };
+    let last_group = score(count - group_rows);
+    for (filter, first, share_max) in [
+        // One group of eight, and the footer.
+        (serde_json::json!([{ "column": "score", "at_least": last_group }]), count - group_rows, 0.3),
+        (serde_json::json!([{ "column": "score", "one_of": [score(count - 3)] }]), count - 3, 0.3),
+        (serde_json::json!([{ "column": "flag", "at_least": 2 }]), count / 2, 0.3),
+        (serde_json::json!([{ "column": "score", "at_least": 0.0 }]), 0, 0.3),
+        (
+            serde_json::json!([{ "column": "score", "at_most": 1.0 }, { "column": "flag", "one_of": [u32::MAX] }]),
+            count / 2,
+            0.3,
+        ),
+    ] {
+        let (samples, share) = read(filter.clone());
+        assert_eq!(samples[0], first as u64, "{filter}");
+        assert!(share <= share_max, "{filter}: {share}");
     }
 }

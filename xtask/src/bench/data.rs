@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::{Failure, python};
 
+mod jobs;
+
 /// Options of `bench data`.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -32,6 +34,9 @@ pub(crate) struct Arguments {
     /// The Python interpreter to use, instead of an environment of some gigabytes made under target/.
     #[arg(long)]
     python: Option<PathBuf>,
+    /// The Python interpreter with Apache Beam, likewise.
+    #[arg(long)]
+    beam_python: Option<PathBuf>,
     /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
@@ -120,8 +125,8 @@ const CASES: &[Case] = &[
         data: "rows",
         batch: 1024,
         sides: &[
-            ours("parquet", [1_024_000, 21_504_000]),
             ours("mds", [1_024_000, 21_504_000]),
+            ours("parquet", [1_024_000, 21_504_000]),
             other("mosaic", [1_024, 50_176]),
             other("litdata", [1_024, 50_176]),
             other("webdataset", [1_024, 50_176]),
@@ -134,8 +139,8 @@ const CASES: &[Case] = &[
         data: "rows",
         batch: 1024,
         sides: &[
-            ours("parquet", [1_024_000, 21_504_000]),
             ours("tfrecord", [1_024_000, 11_264_000]),
+            ours("parquet", [1_024_000, 21_504_000]),
             other("tf.data", [10_240, 502_784]),
         ],
         targets: &[("", 20.0)],
@@ -173,8 +178,9 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
         Some(python) => python.clone(),
         None => python::environment(root, "data", PACKAGES)?,
     };
-    let build = ["build", "--quiet", "--release", "-p", "updraft-data", "--example", "load"];
-    python::run(Command::new("cargo").current_dir(root).args(build))?;
+    for built in [["-p", "updraft-data", "--example", "load"], ["-p", "updraft", "--bin", "updraft"]] {
+        python::run(Command::new("cargo").current_dir(root).args(["build", "--quiet", "--release"]).args(built))?;
+    }
     let script = root.join("xtask/src/bench/data.py");
     let data = root.join("target/bench-data");
     let place = Place { root, python, script, data, arguments };
@@ -186,6 +192,15 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
         }
         report.push(facts(case, &measured));
     }
+    for (name, job) in jobs::JOBS {
+        if name.contains(&arguments.case) {
+            let (text, facts) = job(&place)?;
+            if !arguments.json {
+                print!("{text}");
+            }
+            report.push(facts);
+        }
+    }
     if arguments.json {
         println!("{:#}", Value::Array(report));
     }
@@ -193,14 +208,14 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
 }
 
 impl Place<'_> {
+    /// Writes a dataset in all formats, where it is not yet.
+    fn make(&self, data: &str) -> Result<(), Failure> {
+        let mut command = Command::new(&self.python);
+        python::run(command.arg(&self.script).args(["make", data]).arg(&self.data).stderr(Stdio::null()))
+    }
+
     fn measure(&self, case: &Case) -> Result<Vec<Measured>, Failure> {
-        python::run(
-            Command::new(&self.python)
-                .arg(&self.script)
-                .args(["make", case.data])
-                .arg(&self.data)
-                .stderr(Stdio::null()),
-        )?;
+        self.make(case.data)?;
         let chosen: Vec<&Side> =
             case.sides.iter().filter(|s| s.loader == OURS || s.loader.contains(&self.arguments.loader)).collect();
         let mut runs: Vec<Vec<[Run; 2]>> = vec![Vec::new(); chosen.len()];
@@ -254,7 +269,12 @@ impl Place<'_> {
 
     /// Writes what ours is to make of a case's dataset.
     fn recipe(&self, case: &Case, side: &Side) -> Result<PathBuf, Failure> {
-        let (first, second, steps) = match case.data {
+        // No run sees a picture twice, so that none of those kept decoded serves again, as others keep none.
+        self.recipe_of(case.data, side.format, 1 << 30)
+    }
+
+    fn recipe_of(&self, data: &str, format: &str, memory_bytes: u64) -> Result<PathBuf, Failure> {
+        let (first, second, steps) = match data {
             "jpeg" => (
                 "image",
                 "label",
@@ -264,12 +284,10 @@ impl Place<'_> {
             "raw" => ("image", "label", "{ elements = \"u8\" }"),
             _ => ("x", "y", ""),
         };
-        let source = if side.format == "parquet" { "parquet/data.parquet" } else { side.format };
+        let source = if format == "parquet" { "parquet/data.parquet" } else { format };
         // Parquet names the elements of lists.
-        let column = if side.format == "parquet" && case.data == "rows" { "x.list.element" } else { first };
-        let path = self.data.join(case.data).join(format!("{}.toml", side.format));
-        // No run sees a picture twice, so that none of those kept decoded serves again, as others keep none.
-        let memory_bytes = 1u64 << 30;
+        let column = if format == "parquet" && data == "rows" { "x.list.element" } else { first };
+        let path = self.data.join(data).join(format!("{format}.toml"));
         std::fs::write(
             &path,
             format!(

@@ -15,9 +15,17 @@ impl Dataset {
     pub(crate) fn weigh(&self, samples: &[u64]) -> Result<Vec<Option<u64>>, DataError> {
         let mut weights = vec![Some(1); samples.len()];
         if let Some((filter, columns)) = &self.filter {
-            let cells = self.source.read(columns, samples)?;
-            let passes = filter.passes(&cells, samples.len()).map_err(|reason| DataError::file(&self.path, reason))?;
-            weights.iter_mut().zip(passes).filter(|(_, pass)| !pass).for_each(|(weight, _)| *weight = None);
+            for (weight, sample) in weights.iter_mut().zip(samples) {
+                if filter.excludes(|condition| self.source.bounds(columns[condition], *sample)) {
+                    *weight = None;
+                }
+            }
+            // What the bounds of its block exclude need not be read.
+            let asked: Vec<u64> = samples.iter().zip(&weights).filter(|(_, w)| w.is_some()).map(|(s, _)| *s).collect();
+            let cells = self.source.read(columns, &asked)?;
+            let passes = filter.passes(&cells, asked.len()).map_err(|reason| DataError::file(&self.path, reason))?;
+            let asked = weights.iter_mut().filter(|weight| weight.is_some());
+            asked.zip(passes).filter(|(_, pass)| !pass).for_each(|(weight, _)| *weight = None);
         }
         if let Some(pack) = &self.pack {
             let kept: Vec<u64> = samples.iter().zip(&weights).filter(|(_, w)| w.is_some()).map(|(s, _)| *s).collect();

@@ -77,6 +77,11 @@ impl Source for Join {
         Ok(out)
     }
 
+    fn bounds(&self, column: usize, row: u64) -> Option<(f64, f64)> {
+        let number = self.source_of(row);
+        self.sources[number].bounds(column, row - self.starts[number])
+    }
+
     fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
         let mut of_sources: Vec<Vec<(usize, Range<u64>)>> = vec![Vec::new(); self.sources.len()];
         let counts: Vec<usize> = self.sources.iter().map(|s| s.block_rows().len()).collect();

@@ -11,13 +11,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use parquet::basic::{Compression, Type as PhysicalType};
+use parquet::basic::{Compression, ConvertedType, Type as PhysicalType};
 use parquet::column::reader::get_column_reader;
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnDescriptor;
 use updraft_base::units;
 
@@ -306,6 +307,35 @@ impl ShardReader for Parquet {
             u64::try_from(chunk.uncompressed_size()).ok()
         };
         columns.iter().filter_map(size).fold(0, u64::saturating_add)
+    }
+
+    fn bounds(&self, column: usize, block: usize) -> Option<(f64, f64)> {
+        match &self.schema.columns.get(column)?.kind {
+            Kind::Number { shape, .. } if shape.is_empty() => {}
+            _ => return None,
+        }
+        let chunk = self.metadata.row_groups().get(block)?.columns().get(self.leaf(column).ok()?)?;
+        // A null is an error when it is read, and is to stay one.
+        let known = chunk.statistics().filter(|known| known.null_count_opt() == Some(0))?;
+        // Old writers compared unsigned numbers as if they had a sign.
+        if known.is_min_max_deprecated() {
+            return None;
+        }
+        let unsigned = chunk.column_descr().converted_type() == ConvertedType::UINT_64;
+        let unsigned_32 = chunk.column_descr().converted_type() == ConvertedType::UINT_32;
+        let (min, max) = match known {
+            Statistics::Int32(known) if unsigned_32 => {
+                (f64::from(*known.min_opt()? as u32), f64::from(*known.max_opt()? as u32))
+            }
+            Statistics::Int32(known) => (f64::from(*known.min_opt()?), f64::from(*known.max_opt()?)),
+            Statistics::Int64(known) if unsigned => (*known.min_opt()? as u64 as f64, *known.max_opt()? as u64 as f64),
+            Statistics::Int64(known) => (*known.min_opt()? as f64, *known.max_opt()? as f64),
+            Statistics::Float(known) => (f64::from(*known.min_opt()?), f64::from(*known.max_opt()?)),
+            Statistics::Double(known) => (*known.min_opt()?, *known.max_opt()?),
+            _ => return None,
+        };
+        // Also false where one is NaN, which says nothing.
+        (min <= max).then_some((min, max))
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {

@@ -61,6 +61,10 @@ impl Source for Part {
         self.source.read(columns, &rows)
     }
 
+    fn bounds(&self, column: usize, row: u64) -> Option<(f64, f64)> {
+        self.source.bounds(column, self.first_row + row)
+    }
+
     fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
         self.source.foresee(&mut uses.map(|(block, steps)| (self.blocks[block], steps)));
     }

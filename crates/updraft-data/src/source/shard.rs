@@ -108,6 +108,12 @@ pub trait ShardReader: Send + Sync {
     /// Where a row lies, for messages: the object, and the byte or row in it.
     fn place(&self, row: u64) -> String;
 
+    /// Least and largest number that a column of one number a row has in a block, where the file says so without being
+    /// read; NaN may be there besides.
+    fn bounds(&self, _column: usize, _block: usize) -> Option<(f64, f64)> {
+        None
+    }
+
     /// Whether a few rows cost much less to read than the block they lie in.
     fn reads_single_rows(&self) -> bool {
         false

@@ -278,6 +278,14 @@ impl Source for Sharded {
         self.sorted_bytes.iter().take(blocks).fold(0, |sum, b| sum.saturating_add(*b))
     }
 
+    fn bounds(&self, column: usize, row: u64) -> Option<(f64, f64)> {
+        let block = self.starts.partition_point(|start| *start <= row).checked_sub(1)?;
+        let shard = self.shard_of(block.min(self.block_rows.len().checked_sub(1)?));
+        // Why it cannot be opened is said when it is read.
+        let reader = self.reader(shard).ok()?;
+        reader.bounds(*self.columns.get(column)?, block - self.shard_blocks[shard])
+    }
+
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let end = self.starts[self.starts.len() - 1];
         if let Some(row) = rows.iter().find(|row| **row >= end) {
