@@ -52,6 +52,7 @@ struct Object {
     etag: String,
     generation: u64,
     modified_ms: u64,
+    tier: Option<String>,
 }
 
 struct Upload {
@@ -99,6 +100,11 @@ impl ObjectServer {
     /// How often the object was replaced, its making included; zero where it is not there.
     pub fn generation(&self, key: &str) -> u64 {
         self.bucket.state().objects.get(key).map_or(0, |object| object.generation)
+    }
+
+    /// The storage tier that an object was put in, where its writer said one.
+    pub fn tier(&self, key: &str) -> Option<String> {
+        self.bucket.state().objects.get(key).and_then(|object| object.tier.clone())
     }
 
     /// Uploads in parts that were neither completed nor aborted.
@@ -240,14 +246,20 @@ impl Bucket {
         if !allowed {
             return error(412, "PreconditionFailed");
         }
-        self.keep(state, key, Bytes::from(request.body.clone()), String::new())
+        let tier = match self.dialect {
+            Dialect::S3 => "x-amz-storage-class",
+            Dialect::Gcs => "x-goog-storage-class",
+        };
+        let tier = request.headers.get(tier).cloned();
+        self.keep(state, key, Bytes::from(request.body.clone()), tier, String::new())
     }
 
-    fn keep(&self, state: &mut State, key: &str, bytes: Bytes, body: String) -> Response {
+    fn keep(&self, state: &mut State, key: &str, bytes: Bytes, tier: Option<String>, body: String) -> Response {
         state.generations += 1;
         let generation = state.generations;
         let etag = format!("\"{}-{generation}\"", &Digest::of(&bytes).hex()[..32]);
-        let object = Object { bytes, etag: etag.clone(), generation, modified_ms: self.clock.now_unix_ms() };
+        let modified_ms = self.clock.now_unix_ms();
+        let object = Object { bytes, etag: etag.clone(), generation, modified_ms, tier };
         state.objects.insert(key.to_owned(), object);
         let mut response = response(200, body.replace("{etag}", &escaped(&etag)).into_bytes());
         response.headers.extend([("ETag", etag), ("x-goog-generation", generation.to_string())]);
@@ -281,7 +293,7 @@ impl Bucket {
         }
         let bytes: Vec<u8> = upload.parts.values().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         let body = "<CompleteMultipartUploadResult><ETag>{etag}</ETag></CompleteMultipartUploadResult>";
-        self.keep(state, key, bytes.into(), body.to_owned())
+        self.keep(state, key, bytes.into(), None, body.to_owned())
     }
 }
 

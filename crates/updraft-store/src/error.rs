@@ -50,6 +50,14 @@ pub enum StoreError {
         /// The object's URL.
         object: String,
     },
+    /// An object that cannot be moved to another storage tier from here.
+    #[error("{object} cannot be moved to another tier: {reason}")]
+    Tier {
+        /// The object's URL.
+        object: String,
+        /// Why not.
+        reason: String,
+    },
     /// A range that an object does not have.
     #[error("{object} has {bytes} bytes, and not the range {range:?}")]
     Range {

@@ -145,6 +145,15 @@ impl Objects {
         self.wait(|transfer| transfer.update(key, bytes, expected))
     }
 
+    /// Writes an object once more in another storage tier, by the provider's name for it, if it is still the version
+    /// `expected`; `false` where it is not, or is gone. It is read and put whole, so it passes through this machine.
+    ///
+    /// # Errors
+    /// [`StoreError::Tier`] for stores without tiers and objects that one request cannot put.
+    pub fn set_tier(&self, key: &str, tier: &str, expected: &ObjectFacts) -> Result<bool, StoreError> {
+        self.wait(|transfer| transfer.set_tier(key, tier, expected))
+    }
+
     /// Deletes an object; one that is not there is no error.
     pub fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.wait(|transfer| transfer.delete(key))

@@ -7,8 +7,8 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-    PutResult, UpdateVersion,
+    Attribute, Attributes, Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload, PutResult, UpdateVersion,
 };
 use updraft_base::Clock;
 
@@ -24,6 +24,9 @@ use crate::StoreError;
 /// S3 takes no part but the last that is smaller, and no more than 10,000 of them.
 const UPLOAD_PART_BYTES_MIN: u64 = 5 << 20;
 const UPLOAD_PARTS_MAX: u64 = 10_000;
+
+/// What one request puts, at most: the least of the providers' limits, S3's 5 GiB.
+const PUT_BYTES_MAX: u64 = 5 << 30;
 
 /// How often an upload in parts is begun anew when the store lost it.
 const UPLOADS_MAX: usize = 3;
@@ -267,14 +270,14 @@ impl Transfer {
         if self.backend.parts.is_some() && bytes.len() as u64 > 2 * self.upload_part_bytes(0) {
             return self.put_in_parts(key, &path, bytes).await;
         }
-        let done = self.put_with(&path, &bytes, PutMode::Overwrite).await;
+        let done = self.put_with(&path, &bytes, PutMode::Overwrite.into()).await;
         let put = done.map_err(|e| self.write_error(key, e))?;
         self.put_facts(key, bytes.len() as u64, put).await
     }
 
     pub(super) async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let path = self.path(key)?;
-        match self.put_with(&path, &bytes, PutMode::Create).await {
+        match self.put_with(&path, &bytes, PutMode::Create.into()).await {
             Ok(_) => Ok(Created::New),
             Err(Exhausted { failure: Failure::Store(Error::AlreadyExists { .. }), attempts, .. }) => {
                 // An attempt that seemed to fail may have been the one that made it.
@@ -290,6 +293,48 @@ impl Transfer {
         if let Some(folder) = &self.backend.folder {
             return self.update_local(key, &path, bytes, expected, folder).await;
         }
+        self.update_as(key, &path, bytes, expected, Attributes::new()).await
+    }
+
+    pub(super) async fn set_tier(&self, key: &str, tier: &str, expected: &ObjectFacts) -> Result<bool, StoreError> {
+        let path = self.path(key)?;
+        if !matches!(self.backend.provider, Provider::S3 | Provider::Gcs | Provider::Azure) {
+            return Err(StoreError::Tier { object: self.name(key), reason: "its store has no tiers".into() });
+        }
+        if expected.bytes > PUT_BYTES_MAX {
+            let reason = format!("one request puts at most {PUT_BYTES_MAX} bytes, and it has {}", expected.bytes);
+            return Err(StoreError::Tier { object: self.name(key), reason });
+        }
+        let got = self
+            .access
+            .request(RequestClass::Get, expected.bytes, async || {
+                let options = GetOptions { if_match: expected.etag.clone(), ..GetOptions::default() };
+                let got = self.backend.store.get_opts(&path, options).await?;
+                let attributes = got.attributes.clone();
+                Ok((got.bytes().await?, attributes))
+            })
+            .await;
+        let (bytes, mut attributes) = match got {
+            Ok(got) => got,
+            Err(Exhausted { failure: Failure::Store(Error::Precondition { .. } | Error::NotFound { .. }), .. }) => {
+                return Ok(false);
+            }
+            Err(exhausted) => return Err(self.read_error(key, exhausted)),
+        };
+        self.access.meter.read(bytes.len() as u64);
+        attributes.insert(Attribute::StorageClass, tier.to_owned().into());
+        self.update_as(key, &path, bytes, expected, attributes).await
+    }
+
+    /// Replaces the version `expected`, with what the store is told besides the bytes.
+    async fn update_as(
+        &self,
+        key: &str,
+        path: &ObjectPath,
+        bytes: Bytes,
+        expected: &ObjectFacts,
+        attributes: Attributes,
+    ) -> Result<bool, StoreError> {
         let mut version = UpdateVersion { e_tag: expected.etag.clone(), version: expected.version.clone() };
         if self.backend.provider == Provider::Gcs && version.version.is_none() {
             // Its listings do not give the generation, which its condition needs.
@@ -302,7 +347,8 @@ impl Transfer {
             }
             version.version = now.version;
         }
-        match self.put_with(&path, &bytes, PutMode::Update(version)).await {
+        let options = PutOptions { mode: PutMode::Update(version), attributes, ..PutOptions::default() };
+        match self.put_with(path, &bytes, options).await {
             Ok(_) => Ok(true),
             Err(Exhausted {
                 failure: Failure::Store(Error::Precondition { .. } | Error::NotFound { .. }),
@@ -354,13 +400,12 @@ impl Transfer {
         }
     }
 
-    async fn put_with(&self, path: &ObjectPath, bytes: &Bytes, mode: PutMode) -> Result<PutResult, Exhausted> {
+    async fn put_with(&self, path: &ObjectPath, bytes: &Bytes, options: PutOptions) -> Result<PutResult, Exhausted> {
         let length = bytes.len() as u64;
         let done = self
             .access
             .request(RequestClass::Put, length, async || {
-                let options = PutOptions::from(mode.clone());
-                Ok(self.backend.store.put_opts(path, PutPayload::from(bytes.clone()), options).await?)
+                Ok(self.backend.store.put_opts(path, PutPayload::from(bytes.clone()), options.clone()).await?)
             })
             .await?;
         self.access.meter.written(length);

@@ -291,21 +291,53 @@ fn what_one_process_read_the_next_finds_on_disk() {
     assert!(code != 0 && message.contains("file"), "{message}");
 }
 
+/// Runs a verb on a server; its answer.
+fn on_server(workplace: &Workplace, server: &ObjectServer, arguments: &[&str]) -> String {
+    let mut command = workplace.command(arguments);
+    for (name, value) in server.url_and_settings().1 {
+        command.env(format!("AWS_{}", name.to_uppercase()), value);
+    }
+    let output = command.env("AWS_REGION", "us-east-1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_lifecycle_plan_moves_objects_to_their_tier_and_the_dataset_stays_what_it_is() {
+    let workplace = Workplace::new();
+    let server = ObjectServer::start(Dialect::S3, None).unwrap();
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&on_server(&workplace, &server, &[arguments, &["--json"]].concat())).unwrap()
+    };
+    json(&["data", "ingest", &mnist(), "s3://bucket/set", "--shard-rows", "5000", "--format", "parquet"]);
+    let before = server.objects();
+    let rules = "[[rule]]\nname = \"cold\"\nprefix = \"shard-\"\ntier = \"STANDARD_IA\"\n";
+    std::fs::write(workplace.path("rules.toml"), rules).unwrap();
+    let prices = "provider,region,tier,micro_usd_per_gib_month,retrieval_micro_usd_per_gib,days_min,date,source\n\
+                  s3,,STANDARD,23000,0,0,2026-11-01,test\ns3,,STANDARD_IA,12500,10000,30,2026-11-01,test\n";
+    std::fs::write(workplace.path("prices.csv"), prices).unwrap();
+    let plan = ["data", "lifecycle", "s3://bucket/set", "--rules", "rules.toml", "--prices", "prices.csv"];
+    let planned = json(&plan);
+    let keys: Vec<&str> =
+        planned["plan"]["actions"].as_array().unwrap().iter().map(|a| a["key"].as_str().unwrap()).collect();
+    assert_eq!(keys.len(), 2, "{planned}");
+    let digest = planned["plan"]["digest"].as_str().unwrap();
+    let applied = json(&[&plan[..], &["--apply", digest]].concat());
+    assert_eq!((applied["applied"]["moved"].as_u64(), applied["applied"]["deleted"].as_u64()), (Some(2), Some(0)));
+    for key in keys {
+        assert_eq!(server.tier(&format!("set/{key}")).as_deref(), Some("STANDARD_IA"), "{key}");
+    }
+    assert_eq!(server.objects(), before);
+    assert_eq!(json(&["data", "bench", "s3://bucket/set"])["rows"], 10_000);
+}
+
 /// What a verb asked of a store is what the store was asked, and what the price list says that this costs.
 #[test]
 fn a_verb_ends_by_saying_what_it_asked_of_remote_stores() {
     let workplace = Workplace::new();
     let server = ObjectServer::start(Dialect::S3, None).unwrap();
-    let (url, settings) = server.url_and_settings();
-    let run = |arguments: &[&str]| {
-        let mut command = workplace.command(arguments);
-        for (name, value) in &settings {
-            command.env(format!("AWS_{}", name.to_uppercase()), value);
-        }
-        let output = command.env("AWS_REGION", "us-east-1").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let url = server.url_and_settings().0;
+    let run = |arguments: &[&str]| on_server(&workplace, &server, arguments);
     let target = format!("{url}/digits");
     let told = run(&[&["data", "ingest", &mnist(), &target, "--json"], INGEST.as_slice()].concat());
     let told: Value = serde_json::from_str(&told).unwrap();

@@ -22,7 +22,8 @@ use crate::table::table;
 /// Lists the objects below the URL and holds them against the rules: by age, by when they were last read (with an access
 /// log), and by whether a live version of the dataset names them. Prints the plan and the provider's own lifecycle
 /// configuration that says the same, with the rules that it has no words for. Nothing changes without `--apply` and the
-/// digest of the plan that was shown; an object that has changed since is left alone.
+/// digest of the plan that was shown; an object that has changed since is left alone. What moves is read and written once
+/// more, through this machine, and its age begins again; the provider's configuration moves in place.
 ///
 /// Savings are whole micro-dollars by a price table with date and source; it knows Google Cloud Storage, others with
 /// `--prices`. Retrieval fees by the readings of the log and shortest times of storage count, request charges do not.
@@ -80,6 +81,7 @@ enum ProviderArgument {
 /// What became of a plan.
 struct Applied {
     deleted: u64,
+    moved: u64,
     changed: Vec<String>,
 }
 
@@ -149,21 +151,18 @@ fn apply(plan: &Plan, digest: &Digest, objects: &Objects, context: &Context) -> 
         let message = format!("the plan is now {}, not {digest}: objects or rules have changed", plan.digest);
         return Err(Failure::new(Kind::Usage, message).hint("look at the plan again, then apply its digest"));
     }
-    if let Some(action) = plan.actions.iter().find(|action| action.tier.is_some()) {
-        let message =
-            format!("`{}` moves objects to another tier, which only the provider can do in place", action.rule);
-        return Err(Failure::new(Kind::Unsupported, message).hint(
-            "set the configuration that is printed with the provider's own tool; deletions alone can be applied",
-        ));
-    }
     let task = context.progress.task("apply", plan.actions.len() as u64, "objects");
-    let mut applied = Applied { deleted: 0, changed: Vec::new() };
+    let mut applied = Applied { deleted: 0, moved: 0, changed: Vec::new() };
     for (done, action) in plan.actions.iter().enumerate() {
         match objects.head(&action.key) {
-            Ok(found) if found.bytes == action.bytes && found.etag == action.etag => {
-                objects.delete(&action.key)?;
-                applied.deleted += 1;
-            }
+            Ok(found) if found.bytes == action.bytes && found.etag == action.etag => match &action.tier {
+                None => {
+                    objects.delete(&action.key)?;
+                    applied.deleted += 1;
+                }
+                Some(tier) if objects.set_tier(&action.key, tier, &found)? => applied.moved += 1,
+                Some(_) => applied.changed.push(action.key.clone()),
+            },
             Ok(_) => applied.changed.push(action.key.clone()),
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -218,7 +217,7 @@ fn answer(
         }
     }
     if let Some(applied) = applied {
-        text.push_str(&format!("applied: {} objects deleted", applied.deleted));
+        text.push_str(&format!("applied: {} objects deleted, {} moved", applied.deleted, applied.moved));
         text.push_str(&match applied.changed.len() {
             0 => "\n".to_owned(),
             n => format!(", {n} left alone because they have changed\n"),
@@ -226,7 +225,7 @@ fn answer(
     }
     let json = json!({
         "url": args.url, "plan": plan, "prices": prices.tiers, "configuration": configuration,
-        "applied": applied.map(|a| json!({ "deleted": a.deleted, "changed": a.changed })),
+        "applied": applied.map(|a| json!({ "deleted": a.deleted, "moved": a.moved, "changed": a.changed })),
     });
     Answer { text, json }
 }
