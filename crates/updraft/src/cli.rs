@@ -2,11 +2,13 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
+use updraft_base::Clock;
 use updraft_data::CacheOptions;
 
-use crate::context::{Answer, Context};
+use crate::context::{Answer, Caches, Context};
 use crate::failure::Failure;
 use crate::verb::data::parse_bytes;
 use crate::verb::{
@@ -58,11 +60,25 @@ pub struct Global {
     /// The most that the folder may take.
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_bytes, requires = "cache_disk", help_heading = "Cache of data")]
     pub cache_disk_limit: Option<u64>,
+
+    /// A Redis server near by that keeps small objects and ranges for all machines around it:
+    /// redis://\[user:password@\]host\[:port\]. While it is away, the store is asked. Needs a build with the feature `redis`.
+    #[arg(long, global = true, value_name = "URL", help_heading = "Cache of data")]
+    pub cache_redis: Option<String>,
 }
 
 impl Global {
     /// What is kept of the objects that are read; `None` where nothing is.
-    pub fn cache(&self) -> Option<CacheOptions> {
+    ///
+    /// # Errors
+    /// A server in a build without Redis.
+    pub fn caches(&self, clock: Arc<dyn Clock>) -> Result<Option<Caches>, Failure> {
+        let (near, redis) = (self.near_cache(), self.cache_redis.as_deref());
+        let is_asked = near.is_some() || redis.is_some();
+        is_asked.then(|| Caches::new(near, redis, clock)).transpose()
+    }
+
+    fn near_cache(&self) -> Option<CacheOptions> {
         let disk = self.cache_disk.clone().zip(self.cache_disk_limit);
         let is_asked = disk.is_some() || self.cache_memory.is_some();
         let defaults = CacheOptions::default();

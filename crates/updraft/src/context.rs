@@ -9,8 +9,10 @@ use updraft_base::clock::Clock;
 use updraft_data::{Access, Cache, CacheOptions, CacheReading, Told, Wrap};
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
+use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::requests::Requests;
+use crate::shared_cache::{Shared, SharedReading};
 
 /// The world as a verb sees it.
 pub struct Context<'a> {
@@ -75,34 +77,47 @@ impl Context<'_> {
 
 /// The caches around the stores that datasets lie in.
 pub struct Caches {
-    options: CacheOptions,
+    near: Option<CacheOptions>,
+    shared: Option<Shared>,
     opened: Arc<Mutex<Vec<Arc<Cache>>>>,
 }
 
 impl Caches {
-    /// None yet; each will have these options.
-    pub fn new(options: CacheOptions) -> Caches {
-        Caches { options, opened: Arc::default() }
+    /// None yet: each will have a part near by with these options, and the server at this URL behind it.
+    ///
+    /// # Errors
+    /// A URL in a build without Redis.
+    pub fn new(near: Option<CacheOptions>, redis: Option<&str>, clock: Arc<dyn Clock>) -> Result<Caches, Failure> {
+        let shared = redis.map(|url| Shared::new(url, clock)).transpose()?;
+        Ok(Caches { near, shared, opened: Arc::default() })
     }
 
     fn wrap(&self) -> Wrap {
-        let (options, opened) = (self.options.clone(), self.opened.clone());
+        let (near, shared, opened) = (self.near.clone(), self.shared.clone(), self.opened.clone());
         Arc::new(move |store| {
-            let cache = Arc::new(Cache::new(store, options.clone())?);
+            let store = shared.as_ref().map_or_else(|| Ok(store.clone()), |shared| shared.around(store.clone()))?;
+            let Some(near) = &near else { return Ok(store) };
+            let cache = Arc::new(Cache::new(store, near.clone())?);
             opened.lock().unwrap_or_else(PoisonError::into_inner).push(cache.clone());
             Ok(cache)
         })
     }
 
-    /// What all of them have done.
-    pub fn reading(&self) -> CacheReading {
+    /// What all of those near by have done.
+    pub fn reading(&self) -> Option<CacheReading> {
+        self.near.as_ref()?;
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.iter().map(|cache| cache.reading()).fold(CacheReading::default(), |sum, one| CacheReading {
+        Some(opened.iter().map(|cache| cache.reading()).fold(CacheReading::default(), |sum, one| CacheReading {
             memory_hits: sum.memory_hits + one.memory_hits,
             disk_hits: sum.disk_hits + one.disk_hits,
             fetched_bytes: sum.fetched_bytes + one.fetched_bytes,
             corrupt: sum.corrupt + one.corrupt,
-        })
+        }))
+    }
+
+    /// What the server has done for all of them.
+    pub fn shared_reading(&self) -> Option<SharedReading> {
+        self.shared.as_ref().map(Shared::reading)
     }
 }
 

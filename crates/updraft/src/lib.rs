@@ -11,6 +11,7 @@ pub mod failure;
 pub mod progress;
 pub mod recipe;
 pub mod requests;
+pub mod shared_cache;
 pub mod verb;
 
 mod model;

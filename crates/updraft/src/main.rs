@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use updraft::cli::Cli;
-use updraft::context::{Caches, Context};
+use updraft::context::Context;
 use updraft::progress::Progress;
 use updraft::requests::Requests;
 use updraft_base::clock::SystemClock;
@@ -30,18 +30,19 @@ fn main() -> ExitCode {
         Progress::lines(&*clock, &stderr_line)
     };
     let threads = cli.global.threads.or_else(|| std::thread::available_parallelism().ok());
-    let context = Context {
+    let clock_of_caches = clock.clone();
+    let context = cli.global.caches(clock_of_caches).map(|caches| Context {
         store_url: cli.global.store.clone(),
         store_settings: store_settings(),
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
-        caches: cli.global.cache().map(Caches::new),
+        caches,
         requests: Requests::default(),
         clock: clock.clone(),
         progress: &progress,
-    };
+    });
     let json = cli.global.json;
-    let (text, code) = match cli.verb.run(&context) {
+    let (text, code) = match context.and_then(|context| cli.verb.run(&context)) {
         Ok(answer) if json => (format!("{:#}\n", answer.json), 0),
         Ok(answer) => (answer.text, 0),
         Err(failure) => {

@@ -88,6 +88,7 @@ fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) 
         facts: facts.clone(),
         mds: None,
         reader: None,
+        content: None,
     };
     let shards = version.manifest.shards.iter().map(shard).collect();
     let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
@@ -127,7 +128,7 @@ fn from_mds_index(
         facts.xxh3 = entry.hashes.get("xxh3_64").cloned().filter(|_| !stored);
         facts.sha256 =
             entry.hashes.get("sha256").and_then(|hex| format!("sha256:{hex}").parse().ok()).filter(|_| !stored);
-        shards.push(Shard { facts, mds: Some(entry.known), blocks, reader: None });
+        shards.push(Shard { facts, mds: Some(entry.known), blocks, reader: None, content: None });
     }
     shards.retain(|shard| shard.facts.samples > 0);
     let Some(shard) = shards.first_mut() else {
@@ -199,7 +200,7 @@ fn freeze(
         let reader = open_shard_known(&objects, &facts, None, &options)?;
         facts.samples = reader.rows();
         facts.blocks = reader.block_list();
-        shards.push(Shard { blocks: reader.blocks().to_vec(), facts, mds: None, reader: Some(reader) });
+        shards.push(Shard { blocks: reader.blocks().to_vec(), facts, mds: None, reader: Some(reader), content: None });
     }
     let schema = common_schema(&objects, &shards)?;
     for shard in &mut shards {
@@ -209,7 +210,7 @@ fn freeze(
         }
     }
     shards.retain(|shard| shard.facts.samples > 0);
-    let digest = frozen_digest(&place, &objects, &schema, &shards)?;
+    let digest = frozen_digest(&place, &objects, &schema, &mut shards)?;
     Ok(Resolved { place, objects, schema, shards, digest, version: None })
 }
 
@@ -272,19 +273,19 @@ fn frozen_digest(
     place: &Place,
     objects: &Arc<dyn ReadObjects>,
     schema: &Schema,
-    shards: &[Shard],
+    shards: &mut [Shard],
 ) -> Result<Digest, DataError> {
     // One file is the dataset that it always was.
-    if let ([only], true) = (shards, place.is_local() && !place.is_folder() && !place.is_pattern()) {
-        return shard_hash(objects, &only.facts).map(|(_, sha256)| sha256);
+    if let ([only], true) = (&mut *shards, place.is_local() && !place.is_folder() && !place.is_pattern()) {
+        return Ok(*only.content.insert(shard_hash(objects, &only.facts)?.1));
     }
     let mut hasher = Hasher::new();
     let json = |e: serde_json::Error| DataError::file(&place.name, e.to_string());
     hasher.field(&serde_json::to_vec(schema).map_err(json)?);
-    for Shard { facts, .. } in shards {
+    for Shard { facts, content, .. } in shards {
         let content = match (place.is_local(), &facts.etag) {
             (false, Some(etag)) => etag.clone(),
-            _ => shard_hash(objects, facts)?.1.to_string(),
+            _ => content.insert(shard_hash(objects, facts)?.1).to_string(),
         };
         hasher.field(&serde_json::to_vec(&(facts.format, facts.bytes, facts.samples, content)).map_err(json)?);
     }

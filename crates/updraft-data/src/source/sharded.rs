@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use updraft_base::Digest;
 use updraft_graph::{DType, Tensor};
 use updraft_store::ReadObjects;
 
@@ -39,6 +40,8 @@ pub(crate) struct Shard {
     pub blocks: Vec<u64>,
     /// Its reader, where it had to be opened to learn the above.
     pub reader: Option<Arc<dyn ShardReader>>,
+    /// SHA-256 of the file, where it was read to tell which dataset this is.
+    pub content: Option<Digest>,
 }
 
 pub(crate) struct Sharded {

@@ -31,6 +31,8 @@ pub struct Shards {
     pub version: Option<Digest>,
     objects: Arc<dyn ReadObjects>,
     is_local: bool,
+    /// SHA-256 of the files that were read to open the dataset.
+    contents: Vec<Option<Digest>>,
     /// Of a folder of pictures.
     digest: Digest,
 }
@@ -51,15 +53,16 @@ impl Shards {
         let is_local = place.is_local();
         let Resolved { objects, schema, shards, digest, version, .. } = resolve(place, format, memory_bytes, access)?;
         let mut readers: Vec<Arc<dyn ShardReader>> = Vec::with_capacity(shards.len());
-        let mut facts = Vec::with_capacity(shards.len());
+        let (mut facts, mut contents) = (Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
         for shard in shards {
             let options =
                 ReadOptions { memory_bytes, schema: Some(schema.clone()), blocks: shard.facts.blocks.clone() };
             let open = || open_shard_known(&objects, &shard.facts, shard.mds.as_ref(), &options);
             readers.push(shard.reader.map_or_else(open, Ok)?);
             facts.push(shard.facts);
+            contents.push(shard.content);
         }
-        Ok(Shards { schema, readers, facts, version, objects, is_local, digest })
+        Ok(Shards { schema, readers, facts, version, objects, is_local, contents, digest })
     }
 
     fn of_pictures(place: Place, access: &Access) -> Result<Shards, DataError> {
@@ -72,7 +75,8 @@ impl Shards {
         facts.sha256 = Some(opened.digest);
         let (schema, version) = (pictures.schema.clone(), None);
         let readers: Vec<Arc<dyn ShardReader>> = vec![Arc::new(pictures)];
-        Ok(Shards { schema, readers, facts: vec![facts], version, objects, is_local, digest: opened.digest })
+        let (facts, contents, digest) = (vec![facts], vec![None], opened.digest);
+        Ok(Shards { schema, readers, facts, version, objects, is_local, contents, digest })
     }
 
     /// The statistics that the manifest has of all shards; `None` where it lacks some.
@@ -84,13 +88,16 @@ impl Shards {
     /// store's tag stands for that, because reading them would cost as much as the work.
     pub fn inputs(&self) -> Result<Vec<Input>, DataError> {
         let mut inputs = Vec::with_capacity(self.readers.len());
-        for (reader, facts) in self.readers.iter().zip(&self.facts) {
+        for ((reader, facts), content) in self.readers.iter().zip(&self.facts).zip(&self.contents) {
             let identity = match (&facts.sha256, &facts.xxh3, &facts.etag) {
                 (Some(sha256), ..) => sha256.to_string(),
                 (None, Some(xxh3), _) => format!("xxh3:{xxh3} {}", facts.bytes),
                 (None, None, Some(etag)) if !self.is_local => format!("etag:{etag} {}", facts.bytes),
                 _ if facts.format == ShardFormat::Folder => self.digest.to_string(),
-                _ => shard_hash(&self.objects, facts)?.1.to_string(),
+                _ => match content {
+                    Some(content) => content.to_string(),
+                    None => shard_hash(&self.objects, facts)?.1.to_string(),
+                },
             };
             inputs.push(Input { reader: reader.clone(), identity });
         }

@@ -52,7 +52,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let json = json!({
         "name": stages.loaded.name, "model_digest": export.digest, "seed": stages.seed,
         "steps": record.step, "elapsed_ns": history.elapsed_ns, "best": record.best, "validation": last,
-        "waits": history.waits, "cache": context.caches.as_ref().map(Caches::reading),
+        "waits": history.waits, "cache": context.caches.as_ref().and_then(Caches::reading),
+        "shared_cache": context.caches.as_ref().and_then(Caches::shared_reading),
         "artifacts": { "network": network.digest, "model": trained.network.digest, "history": trained.history_digest,
                        "export": export.digest },
         "stages": stages.done(),

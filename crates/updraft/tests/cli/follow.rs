@@ -8,9 +8,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use updraft_base::{Clock, Digest, Key, SystemClock};
 use updraft_data::{Dataset, DatasetConfig, Loader, LoaderOptions, Manifest, Version};
-use updraft_sim::{RedisConnection, RedisServer};
+use updraft_sim::{Dialect, ObjectServer, RedisConnection, RedisServer};
 use updraft_store::{AccessOptions, Objects};
 
 use crate::workplace::Workplace;
@@ -225,4 +226,34 @@ fn two_followers_at_once_double_nothing() {
     assert!(codes.contains(&Some(0)) || codes == [Some(3), Some(3)], "{codes:?}");
     assert!(workplace.command(&arguments).status().unwrap().success());
     assert_eq!(numbers(&workplace.path("out")), counted(0..2000), "{codes:?}");
+}
+
+/// Two machines that know nothing of each other but the server: the second finds what the first has fetched.
+#[test]
+fn what_one_machine_fetched_others_find_in_redis() {
+    let Some((workplace, server)) = setting() else { return };
+    let objects = ObjectServer::start(Dialect::S3, None).unwrap();
+    let (url, settings) = objects.url_and_settings();
+    let redis = server.url();
+    let run = |arguments: &[&str]| -> Value {
+        let mut command = workplace.command(&[arguments, &["--json", "--cache-redis", &redis]].concat());
+        for (name, value) in &settings {
+            command.env(format!("AWS_{}", name.to_uppercase()), value);
+        }
+        let output = command.env("AWS_REGION", "us-east-1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let target = format!("{url}/set");
+    run(&["data", "ingest", "train.npz", &target, "--shard-rows", "20"]);
+    let first = run(&["data", "bench", &target]);
+    let second = run(&["data", "bench", &target]);
+    assert_eq!((&first["rows"], &first["bytes"]), (&second["rows"], &second["bytes"]));
+    assert!(first["shared_cache"]["put_bytes"].as_u64() > Some(0), "{first}");
+    assert!(second["shared_cache"]["hit_bytes"].as_u64() >= first["shared_cache"]["put_bytes"].as_u64(), "{second}");
+    let read = |answer: &Value| answer["stores"][0]["bytes_read"].as_u64().unwrap();
+    assert!(read(&second) < read(&first) / 2, "{} bytes after {}", read(&second), read(&first));
+    // Without the server all is as it was.
+    server.kill();
+    assert_eq!(run(&["data", "bench", &target])["rows"], first["rows"]);
 }

@@ -12,6 +12,7 @@ use super::parse_bytes;
 use crate::context::{Answer, Caches, Context};
 use crate::failure::{Failure, Kind};
 use crate::recipe;
+use crate::shared_cache::SharedReading;
 
 /// Measure how fast data is loaded, and how long a consumer waits for it
 ///
@@ -172,18 +173,23 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
             line(&format!("  for {}", stage.name()), of);
         }
     }
-    let cache = context.caches.as_ref().map(Caches::reading);
+    let cache = context.caches.as_ref().and_then(Caches::reading);
     if let Some(CacheReading { memory_hits, disk_hits, fetched_bytes, corrupt }) = cache {
         let again = if corrupt > 0 { format!(", {corrupt} parts in place of corrupt ones") } else { String::new() };
         let fetched = units::bytes(fetched_bytes);
         line("cache", format!("{memory_hits} parts from memory, {disk_hits} from disk; {fetched} fetched{again}"));
+    }
+    let shared = context.caches.as_ref().and_then(Caches::shared_reading);
+    if let Some(SharedReading { hits, misses, hit_bytes, away, .. }) = shared {
+        let away = if away > 0 { format!(", {away} requests while it was away") } else { String::new() };
+        line("cache in Redis", format!("{hits} found, {} of them; {misses} not{away}", units::bytes(hit_bytes)));
     }
     let json = json!({
         "what": args.what, "threads": context.threads, "steps": steps, "rows": rows, "bytes": bytes,
         "elapsed_ns": elapsed_ns, "rows_per_second": rows_per_second,
         "bytes_per_second": per_second(*bytes, *elapsed_ns), "cpu_ns": cpu_ns,
         "rows_per_cpu_second": rows_per_cpu_second, "first_batch_ns": first_ns, "waited_ns": waited_ns,
-        "stalls": stalls, "cache": cache,
+        "stalls": stalls, "cache": cache, "shared_cache": shared,
     });
     Answer { text, json }
 }
