@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use updraft_base::{Clock, Key, SystemClock};
+use updraft_data::write::{WriteOptions, writer};
+use updraft_data::{Cells, Column, Kind, Manifest, Rows, Schema, ShardFormat};
 use updraft_sim::{Dialect, ObjectServer};
+use updraft_store::{AccessOptions, Objects};
 
-use crate::workplace::Workplace;
+use crate::workplace::{RECIPE, Workplace};
 
 fn mnist() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/mnist/data/test.parquet");
@@ -235,6 +240,59 @@ fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() 
     assert!(!workplace.path("set/shard-old.mds").exists());
     let still = workplace.json(&["data", "inspect", "set", "--full"]);
     assert_eq!(still["dataset"]["rows"], ingested["rows"]);
+}
+
+/// Whatever the size of the dataset: 30 shards of 8 MiB within 96 MiB, in any order, beside what the process has anyway (the
+/// program, threads), which a small dataset shows.
+#[test]
+fn loading_takes_no_more_memory_than_it_is_given() {
+    const MEMORY_BYTES: u64 = 96 << 20;
+    const SAMPLE_BYTES: usize = 64 << 10;
+    let workplace = Workplace::new();
+    let column = Column { name: "x".into(), kind: Kind::Bytes };
+    let schema = Arc::new(Schema::new(vec![column]).unwrap());
+    let options = WriteOptions::default();
+    let samples = (0..128u8).map(|sample| Bytes::from(vec![sample; SAMPLE_BYTES]));
+    let cells = vec![Cells::Bytes(samples.collect())];
+    for (format, ending) in
+        [(ShardFormat::Mds, "mds"), (ShardFormat::Parquet, "parquet"), (ShardFormat::TfRecord, "tfrecord")]
+    {
+        let mut peaks = Vec::new();
+        for shards in [1, 30] {
+            let folder = workplace.path(&format!("{ending}{shards}"));
+            let objects = Objects::open(folder.to_str().unwrap(), &BTreeMap::new(), &AccessOptions::default()).unwrap();
+            let mut made = Vec::new();
+            for shard in 0..shards {
+                let mut open = writer(format, schema.clone(), &options).unwrap();
+                open.push(&Rows::new(schema.clone(), cells.clone()).unwrap()).unwrap();
+                let (bytes, mut facts) = open.finish().unwrap();
+                facts.key = format!("{shard:02}.{ending}");
+                objects.put(&facts.key, bytes).unwrap();
+                made.push(facts);
+            }
+            Manifest::new((*schema).clone(), made).commit(&objects).unwrap();
+            for shuffle in ["\"none\"", "{ blocks = 4 }"] {
+                let data = format!(
+                    "train = {{ path = \"{ending}{shards}\", memory_bytes = {MEMORY_BYTES}, tensors = [{{ name = \"x\", transform = [{{ elements = \"u8\" }}] }}] }}"
+                );
+                let recipe = RECIPE.replace("train = { path = \"train.npz\" }", &data);
+                workplace.write_recipe(&recipe.replace("steps = 120", &format!("steps = 120\nshuffle = {shuffle}")));
+                let mut command =
+                    workplace.command(&["data", "bench", ".", "--batch", "16", "--threads", "2", "--json"]);
+                // What is freed goes back to the system at once, so that the peak is of what is in use.
+                let output = command.env("MALLOC_MMAP_THRESHOLD_", "131072").output().unwrap();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!(answer["rows"], 128 * shards);
+                peaks.push((shards, answer["peak_memory_bytes"].as_u64().unwrap()));
+            }
+        }
+        let of = |which: i32| peaks.iter().filter(|(shards, _)| *shards == which).map(|(_, peak)| *peak).max().unwrap();
+        println!("{ending}: {} MiB for one shard, {} MiB for 30", of(1) >> 20, of(30) >> 20);
+        // Beside what is kept, each thread has a block in the making: as it lies in the file, unpacked, and its values.
+        let making_bytes = 2 * 3 * (128 * SAMPLE_BYTES) as u64;
+        assert!(of(30) <= of(1) + MEMORY_BYTES + making_bytes, "{ending}: {peaks:?}");
+    }
 }
 
 #[test]

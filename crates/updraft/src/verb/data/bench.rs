@@ -18,7 +18,8 @@ use crate::shared_cache::SharedReading;
 ///
 /// With a recipe, batches are made as for its training, transforms and all, and thrown away. With a dataset, the rows of
 /// its shards are read, checked and thrown away, nothing decoded. Prints rows and bytes (in memory) a second of wall time,
-/// rows a second of processor time, the time to the first batch from before opening, and what was waited for.
+/// rows a second of processor time, the most memory that was taken, the time to the first batch from before opening, and
+/// what was waited for.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A recipe (an `updraft.toml`, or the folder that holds it) or a dataset.
@@ -108,6 +109,7 @@ fn load(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
         measured.rows += batch.samples.len() as u64;
         measured.bytes += batch.tensors.iter().map(|(_, t)| t.byte_len() as u64).sum::<u64>();
         task.at(measured.steps, String::new);
+        batches.recycle(batch);
     }
     task.finish();
     measured.stalls = Some(batches.stalls().clone());
@@ -148,6 +150,13 @@ fn cpu_ns() -> Option<u64> {
     Some((user + system) * 10_000_000)
 }
 
+/// The most memory that this process has had at once; `None` where the system does not say (proc(5), `VmHWM` of `status`).
+fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?;
+    kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u64>) -> Answer {
     let per_second = |count: u64, ns: u64| count as f64 / (ns.max(1) as f64 / 1e9);
     let Measured { steps, rows, bytes, first_ns, elapsed_ns, waited_ns, stalls } = measured;
@@ -163,6 +172,8 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         (Some(_), None) => line("CPU", "too little to be counted".to_owned()),
         (None, _) => line("CPU", "not measurable here".to_owned()),
     }
+    let peak_memory_bytes = peak_memory_bytes();
+    line("peak memory", peak_memory_bytes.map_or_else(|| "not measurable here".to_owned(), units::bytes));
     line("first batch", units::duration_ns(*first_ns));
     let share = 100.0 * *waited_ns as f64 / (*elapsed_ns).max(1) as f64;
     line("waited", format!("{} ({share:.0} %)", units::duration_ns(*waited_ns)));
@@ -188,7 +199,7 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         "what": args.what, "threads": context.threads, "steps": steps, "rows": rows, "bytes": bytes,
         "elapsed_ns": elapsed_ns, "rows_per_second": rows_per_second,
         "bytes_per_second": per_second(*bytes, *elapsed_ns), "cpu_ns": cpu_ns,
-        "rows_per_cpu_second": rows_per_cpu_second, "first_batch_ns": first_ns, "waited_ns": waited_ns,
+        "rows_per_cpu_second": rows_per_cpu_second, "peak_memory_bytes": peak_memory_bytes, "first_batch_ns": first_ns, "waited_ns": waited_ns,
         "stalls": stalls, "cache": cache, "shared_cache": shared,
     });
     Answer { text, json }
