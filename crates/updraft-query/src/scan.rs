@@ -32,11 +32,12 @@ const BATCH_BYTES: u64 = 64 << 20;
 /// Blocks that a thread may be ahead of whoever takes them, so that it goes on while another's long block is waited for.
 const AHEAD: usize = 1;
 
-/// Some columns of some shards.
+/// Some columns of some blocks.
 #[derive(Debug)]
 pub(crate) struct Scan {
     table: Arc<Table>,
-    shards: Vec<usize>,
+    /// By shard and place in it.
+    blocks: Vec<(usize, usize)>,
     columns: Vec<usize>,
     limit: Option<usize>,
     schema: SchemaRef,
@@ -55,7 +56,7 @@ struct Piece {
 impl Scan {
     pub(crate) fn new(
         table: Arc<Table>,
-        shards: Vec<usize>,
+        blocks: Vec<(usize, usize)>,
         columns: Vec<usize>,
         limit: Option<usize>,
     ) -> Result<Scan> {
@@ -66,30 +67,31 @@ impl Scan {
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        Ok(Scan { table, shards, columns, limit, schema, properties })
+        Ok(Scan { table, blocks, columns, limit, schema, properties })
     }
 
     /// What is to be read, in order, no further than the limit.
     fn pieces(&self) -> Vec<Piece> {
         let mut left = self.limit.map_or(u64::MAX, |limit| limit as u64);
         let mut pieces = Vec::new();
-        for shard in &self.shards {
-            let reader = &self.table.shards.readers[*shard];
-            let mut first = 0;
-            for (block, rows) in reader.blocks().iter().enumerate() {
-                let taken = left.min(*rows);
-                if taken == 0 {
-                    return pieces;
-                }
-                pieces.push(Piece {
-                    shard: *shard,
-                    first,
-                    rows: taken,
-                    bytes: reader.block_bytes(block, &self.columns),
-                });
-                first += rows;
-                left -= taken;
+        // The shard that is walked through, and its first row of the block that comes next.
+        let (mut walked, mut next, mut first) = (usize::MAX, 0, 0);
+        for &(shard, block) in &self.blocks {
+            let reader = &self.table.shards.readers[shard];
+            if walked != shard {
+                (walked, next, first) = (shard, 0, 0);
             }
+            first += reader.blocks()[next..block].iter().sum::<u64>();
+            let rows = reader.blocks()[block];
+            if left == 0 {
+                break;
+            }
+            let taken = left.min(rows);
+            let bytes = reader.block_bytes(block, &self.columns);
+            if taken > 0 {
+                pieces.push(Piece { shard, first, rows: taken, bytes });
+            }
+            (next, first, left) = (block + 1, first + rows, left - taken);
         }
         pieces
     }
@@ -106,7 +108,8 @@ impl DisplayAs for Scan {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
         write!(f, "ShardScan: columns=[{}], ", names.join(", "))?;
-        write!(f, "shards={} of {}", self.shards.len(), self.table.shards.readers.len())?;
+        let all: usize = self.table.shards.readers.iter().map(|reader| reader.blocks().len()).sum();
+        write!(f, "blocks={} of {all}", self.blocks.len())?;
         self.limit.map_or(Ok(()), |limit| write!(f, ", limit={limit}"))
     }
 }
@@ -167,7 +170,7 @@ impl ExecutionPlan for Scan {
     }
 
     fn statistics_from_inputs(&self, _: &[Arc<Statistics>], _: &StatisticsArgs) -> Result<Arc<Statistics>> {
-        Ok(Arc::new(self.table.statistics_of(&self.shards, &self.columns, self.limit.unwrap_or(usize::MAX))))
+        Ok(Arc::new(self.table.statistics_of(&self.blocks, &self.columns, self.limit.unwrap_or(usize::MAX))))
     }
 }
 

@@ -74,11 +74,21 @@ impl Table {
         Ok(Table { shards: Arc::new(shards), schema, threads, memory_bytes, slot, ranges })
     }
 
-    /// What is known of some columns over some shards together.
-    pub(crate) fn statistics_of(&self, shards: &[usize], columns: &[usize], rows_max: usize) -> Statistics {
-        let rows: u64 = shards.iter().filter_map(|at| self.shards.readers.get(*at)).map(|reader| reader.rows()).sum();
+    /// What is known of some columns over some blocks together.
+    pub(crate) fn statistics_of(
+        &self,
+        blocks: &[(usize, usize)],
+        columns: &[usize],
+        rows_max: usize,
+    ) -> Statistics {
+        let mut shards: Vec<usize> = blocks.iter().map(|(shard, _)| *shard).collect();
+        shards.dedup();
+        let readers = &self.shards.readers;
+        let rows: u64 = blocks.iter().map(|(shard, block)| readers[*shard].blocks()[*block]).sum();
         let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        let is_whole = rows <= rows_max;
+        // The ranges are those of whole shards.
+        let whole_shards = shards.iter().map(|shard| readers[*shard].blocks().len()).sum::<usize>() == blocks.len();
+        let is_whole = rows <= rows_max && whole_shards;
         let column = |at: &usize| {
             let mut known = ColumnStatistics::new_unknown();
             known.null_count = Precision::Exact(0);
@@ -99,19 +109,26 @@ impl Table {
         }
     }
 
-    /// The shards that may hold rows for which all filters are true.
-    fn matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<usize>> {
-        let all: Vec<usize> = (0..self.shards.readers.len()).collect();
-        let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(all) };
+    /// The blocks, by shard and place in it, that may hold rows for which all filters are true.
+    fn matching(&self, state: &dyn Session, filters: &[Expr]) -> Result<Vec<(usize, usize)>> {
+        let readers = &self.shards.readers;
+        let blocks_of = |shard: usize| (0..readers[shard].blocks().len()).map(move |block| (shard, block));
+        let all: Vec<usize> = (0..readers.len()).collect();
+        let Some(filter) = conjunction(filters.iter().cloned()) else {
+            return Ok(all.into_iter().flat_map(blocks_of).collect());
+        };
         let schema = DFSchema::try_from(self.schema.clone())?;
         let filter = state.create_physical_expr(filter, &schema)?;
         // What ranges say nothing about (calls of functions on text, say) leaves all shards in.
         let Ok(predicate) = PruningPredicateBuilder::new().with_file_schema(self.schema.clone()).try_build(filter)
         else {
-            return Ok(all);
+            return Ok(all.into_iter().flat_map(blocks_of).collect());
         };
         let keep = predicate.prune(self)?;
-        Ok(all.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(shard, _)| shard).collect())
+        let shards = all.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(shard, _)| shard);
+        let blocks = Blocks { table: self, places: shards.flat_map(blocks_of).collect() };
+        let keep = predicate.prune(&blocks)?;
+        Ok(blocks.places.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(place, _)| place).collect())
     }
 
     fn bounds(&self, column: &Column, of: impl Fn(&Range) -> ScalarValue) -> Option<ArrayRef> {
@@ -122,10 +139,12 @@ impl Table {
     }
 }
 
+/// Integers up to here are numbers of `f64`.
+const EXACT_INTEGERS: f64 = (1u64 << 53) as f64;
+
 /// Statistics are kept as `f64`. `None` where that does not hold the numbers, and where there are numbers that comparisons
 /// of SQL put outside of them: NaN is larger than all.
 fn range(known: &OurStatistics, data_type: &DataType) -> Option<Range> {
-    const EXACT_INTEGERS: f64 = (1u64 << 53) as f64;
     let numbers = known.numbers.as_ref().filter(|numbers| numbers.count > 0 && numbers.nan == 0)?;
     let is_integer = data_type.is_integer();
     let limit = if is_integer { EXACT_INTEGERS } else { f64::MAX };
@@ -137,8 +156,60 @@ fn range(known: &OurStatistics, data_type: &DataType) -> Option<Range> {
         true => (numbers.min, numbers.max),
         false => (if numbers.min == 0.0 { -0.0 } else { numbers.min }, numbers.max + 0.0),
     };
-    let scalar = |value: f64| ScalarValue::Float64(Some(value)).cast_to(data_type).ok();
-    Some(Range { min: scalar(min)?, max: scalar(max)?, is_exact: is_integer })
+    Some(Range { min: scalar(min, data_type)?, max: scalar(max, data_type)?, is_exact: is_integer })
+}
+
+fn scalar(value: f64, data_type: &DataType) -> Option<ScalarValue> {
+    ScalarValue::Float64(Some(value)).cast_to(data_type).ok()
+}
+
+/// Blocks of a table, with what their files say of them. Of floats that is nothing: there may be NaN, which SQL puts above
+/// all.
+struct Blocks<'a> {
+    table: &'a Table,
+    places: Vec<(usize, usize)>,
+}
+
+impl Blocks<'_> {
+    fn bounds(&self, column: &Column, of: impl Fn((f64, f64)) -> f64) -> Option<ArrayRef> {
+        let (at, field) = self.table.schema.column_with_name(&column.name)?;
+        let data_type = field.data_type();
+        let null = ScalarValue::try_new_null(data_type).ok()?;
+        let value = |&(shard, block): &(usize, usize)| {
+            let bounds = self.table.shards.readers[shard].bounds(at, block);
+            let bounds = bounds.filter(|(min, max)| *min > -EXACT_INTEGERS && *max < EXACT_INTEGERS)?;
+            scalar(of(bounds), data_type)
+        };
+        let values = self.places.iter().map(|place| value(place).unwrap_or_else(|| null.clone()));
+        if data_type.is_integer() { ScalarValue::iter_to_array(values).ok() } else { None }
+    }
+}
+
+impl PruningStatistics for Blocks<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |(min, _)| min)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |(_, max)| max)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.places.len()
+    }
+
+    fn null_counts(&self, _: &Column) -> Option<ArrayRef> {
+        Some(Arc::new(UInt64Array::from(vec![0; self.places.len()])))
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        let rows = |&(shard, block): &(usize, usize)| self.table.shards.readers[shard].blocks()[block];
+        Some(Arc::new(UInt64Array::from_iter_values(self.places.iter().map(rows))))
+    }
+
+    fn contained(&self, _: &Column, _: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
 }
 
 impl PruningStatistics for Table {
@@ -192,9 +263,9 @@ impl TableProvider for Provider {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let shards = self.0.matching(state, filters)?;
+        let blocks = self.0.matching(state, filters)?;
         let columns = projection.cloned().unwrap_or_else(|| (0..self.0.schema.fields().len()).collect());
-        Ok(Arc::new(Scan::new(self.0.clone(), shards, columns, limit)?))
+        Ok(Arc::new(Scan::new(self.0.clone(), blocks, columns, limit)?))
     }
 }
 

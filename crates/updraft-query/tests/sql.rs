@@ -348,6 +348,9 @@ fn a_query_reads_the_columns_and_shards_that_it_needs_and_no_rows_for_what_the_m
     let (pruned, answer) = read_by("select id from 'parquet' where id >= 600 and id % 50 = 1");
     assert_eq!(answer, [json!({ "id": 601 }), json!({ "id": 651 })]);
     assert!(pruned < whole / 2, "one shard of four: {pruned} of {whole} bytes");
+    let (block, answer) = read_by("select \"Picture\" from 'parquet' where id = 650");
+    assert_eq!(answer, [json!({ "Picture": { "bytes": 500 } })]);
+    assert!(block < all / 10, "one row group of a shard: {block} of {all} bytes");
 
     let (first, _) = read_by("select id from 'mds' limit 3");
     let (every, _) = read_by("select id from 'mds'");
