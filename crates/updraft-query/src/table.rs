@@ -75,12 +75,7 @@ impl Table {
     }
 
     /// What is known of some columns over some blocks together.
-    pub(crate) fn statistics_of(
-        &self,
-        blocks: &[(usize, usize)],
-        columns: &[usize],
-        rows_max: usize,
-    ) -> Statistics {
+    pub(crate) fn statistics_of(&self, blocks: &[(usize, usize)], columns: &[usize], rows_max: usize) -> Statistics {
         let mut shards: Vec<usize> = blocks.iter().map(|(shard, _)| *shard).collect();
         shards.dedup();
         let readers = &self.shards.readers;
