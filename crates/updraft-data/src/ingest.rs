@@ -10,6 +10,7 @@
 //! moment leaves whole shards and records, which the next one takes; no clock, name or number of threads is in any byte.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -23,9 +24,8 @@ use crate::error::DataError;
 use crate::manifest::{Manifest, ShardFacts};
 use crate::order::{EpochOrder, Order, Shuffle};
 use crate::parallel::in_order;
-use crate::picture::Workspace;
-use crate::rows::{Cells, Rows};
-use crate::schema::{Kind, Schema};
+use crate::rows::Rows;
+use crate::schema::{Column, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
 use crate::statistics::ColumnSummary;
 use crate::write::{ShardWriter, WriteOptions, mds_index, writer};
@@ -33,10 +33,12 @@ use crate::write::{ShardWriter, WriteOptions, mds_index, writer};
 mod answer;
 mod blocks;
 mod resize;
+mod steps;
 
-pub use answer::ingest_rows;
+pub use answer::{found_rows, ingest_rows};
 use blocks::Blocks;
 pub use resize::{Preview, picture_preview};
+pub use steps::{DecodeStep, ResizeStep, Step, Steps, TokenizeStep};
 
 /// Part of every unit's digest: another number where the same rows become other bytes.
 const VERSION: &str = "1";
@@ -44,7 +46,24 @@ const VERSION: &str = "1";
 /// Rows that are gathered, transformed and written at once.
 const CHUNK_ROWS: usize = 512;
 
+/// What is done to rows between reading and writing. Each row is changed, left out or multiplied by itself, so that the rows
+/// of a unit may come in parts of any size.
+pub trait Change: Send + Sync {
+    /// The columns that are written.
+    fn schema(&self) -> &Arc<Schema>;
+
+    /// Stands for all that determines what becomes of rows.
+    fn identity(&self) -> String;
+
+    /// What becomes of some rows; `place` says where a row comes from, for messages.
+    ///
+    /// # Errors
+    /// A row that cannot be used.
+    fn apply(&self, rows: Rows, place: &dyn Fn(usize) -> String) -> Result<Rows, DataError>;
+}
+
 /// A shard to read, and what its rows are known by: the digest or tag of its content.
+#[derive(Clone)]
 pub struct Input {
     /// The rows.
     pub reader: Arc<dyn ShardReader>,
@@ -88,10 +107,19 @@ pub struct Ingested {
     pub made: u64,
 }
 
+/// What came of a unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitDone {
+    /// Its shard; `None` where no row was left.
+    pub shard: Option<ShardFacts>,
+    /// Whether this process made it, now.
+    pub is_made: bool,
+}
+
 /// The record of a unit that is done.
 #[derive(Serialize, Deserialize)]
 struct Record {
-    shard: ShardFacts,
+    shard: Option<ShardFacts>,
 }
 
 /// Rows from a position on, which become one shard.
@@ -102,14 +130,18 @@ struct Unit {
     key: String,
 }
 
-/// A task: what determines its output.
-struct Job<'a> {
-    inputs: &'a [Input],
-    options: &'a IngestOptions,
-    schema: Arc<Schema>,
-    blocks: Blocks<'a>,
+/// Rows cut into units, each of which anyone may do: what determines the shards, and how to make them.
+pub struct Ingestion {
+    inputs: Arc<[Input]>,
+    options: IngestOptions,
+    /// The columns that are read.
+    read: Arc<Schema>,
+    blocks: Blocks,
     order: Option<EpochOrder>,
     units: Vec<Unit>,
+    change: Arc<dyn Change>,
+    /// Bytes of a row in memory, read or written, whichever is more.
+    row_bytes: u64,
 }
 
 /// Writes the shards that are not there yet. `progress` is told of the rows that are done and of all.
@@ -123,66 +155,78 @@ pub fn ingest(
     options: &IngestOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Ingested, DataError> {
-    let job = Job::new(inputs, options)?;
+    let read = columns_of(inputs, options)?;
+    let resize = options
+        .resize
+        .iter()
+        .map(|(column, to)| Step::Resize(ResizeStep { columns: vec![column.clone()], to: to.clone() }));
+    let steps = Steps::open(&resize.collect::<Vec<_>>(), &read, Path::new(""))?;
+    let job = Ingestion::new(inputs, options, Arc::new(steps))?;
     let total: u64 = job.units.iter().map(|unit| unit.rows).sum();
     let threads = job.threads()?;
     let count = job.units.len();
-    let mut shards: Vec<Option<ShardFacts>> = vec![None; count];
-    let (mut done, mut made) = (0, 0);
+    let mut units: Vec<Option<UnitDone>> = vec![None; count];
+    let mut done = 0;
     // Which unit comes when changes nothing but who does it.
     let turned = |at: usize| (at + (options.first_unit % count.max(1) as u64) as usize) % count.max(1);
     in_order(
         count,
         threads,
-        |at| job.do_unit(&job.units[turned(at)], target),
-        |at, (facts, is_made)| {
-            let unit = turned(at);
-            done += job.units[unit].rows;
-            made += u64::from(is_made);
-            shards[unit] = Some(facts);
+        |at| job.do_unit(turned(at), target),
+        |at, unit| {
+            done += job.unit_rows(turned(at));
+            units[turned(at)] = Some(unit);
             progress(done, total);
             Ok(())
         },
     )?;
-    let schema = (*job.schema).clone();
-    Ok(Ingested { schema, shards: shards.into_iter().flatten().collect(), rows: total, made })
+    job.ingested(units.into_iter().flatten())
 }
 
-impl<'a> Job<'a> {
-    fn new(inputs: &'a [Input], options: &'a IngestOptions) -> Result<Job<'a>, DataError> {
+/// The columns that are read: those asked for, or all.
+fn columns_of(inputs: &[Input], options: &IngestOptions) -> Result<Schema, DataError> {
+    let refuse = |reason: String| DataError::Loader(reason);
+    let first = inputs.first().ok_or_else(|| refuse("nothing to ingest: the source has no shards".into()))?;
+    let source = first.reader.schema();
+    let all = source.names();
+    let wanted = if options.columns.is_empty() { &all } else { &options.columns };
+    let mut columns = Vec::with_capacity(wanted.len());
+    for name in wanted {
+        let at = source.index_of(name);
+        let at = at.ok_or_else(|| refuse(format!("no column `{name}`; {}", crate::error::known_names(name, &all))))?;
+        columns.push(source.columns[at].clone());
+    }
+    Schema::new(columns).map_err(refuse)
+}
+
+impl Ingestion {
+    /// Cuts the rows of all inputs into units. `change` is what becomes of the columns that the options name; what the
+    /// options say of resizing is not looked at.
+    ///
+    /// # Errors
+    /// Inputs of different columns, a column that is not there, no rows.
+    pub fn new(inputs: &[Input], options: &IngestOptions, change: Arc<dyn Change>) -> Result<Ingestion, DataError> {
         let refuse = |reason: String| DataError::Loader(reason);
-        let first = inputs.first().ok_or_else(|| refuse("nothing to ingest: the source has no shards".into()))?;
-        let source = first.reader.schema();
+        let read = Arc::new(columns_of(inputs, options)?);
+        let first = &inputs[0].reader;
+        let source = first.schema();
         for input in inputs {
             if let Some(difference) = source.difference(input.reader.schema()) {
-                let (here, there) = (input.reader.place(0), first.reader.place(0));
+                let (here, there) = (input.reader.place(0), first.place(0));
                 return Err(refuse(format!("{here}: {difference}, as in {there}")));
             }
         }
-        let names = source.names();
-        let wanted = if options.columns.is_empty() { &names } else { &options.columns };
-        let mut columns = Vec::with_capacity(wanted.len());
-        for name in wanted.iter().chain(options.resize.keys()) {
-            let at = source.index_of(name).filter(|_| wanted.contains(name));
-            let unknown = || refuse(format!("no column `{name}`; {}", crate::error::known_names(name, wanted)));
-            let at = at.ok_or_else(unknown)?;
-            if options.resize.contains_key(name) && source.columns[at].kind != Kind::Bytes {
-                return Err(refuse(format!("column `{name}` holds {}, not pictures", source.columns[at].kind)));
-            }
-            if columns.len() < wanted.len() {
-                columns.push(at);
-            }
-        }
-        let kept = columns.iter().map(|at| source.columns[*at].clone()).collect();
-        let schema = Arc::new(Schema::new(kept).map_err(refuse)?);
-        let blocks = Blocks::new(inputs, &columns);
+        let columns: Vec<usize> = read.columns.iter().filter_map(|c| source.index_of(&c.name)).collect();
+        let inputs: Arc<[Input]> = inputs.into();
+        let blocks = Blocks::new(inputs.clone(), &columns);
         let order = options.shuffle.map(|(seed, window)| {
             Order::new(seed, &blocks.rows().collect::<Vec<_>>(), Shuffle::Blocks(window)).epoch(0)
         });
-        let mut job = Job { inputs, options, schema, blocks, order, units: Vec::new() };
+        let options = options.clone();
+        let mut job = Ingestion { inputs, options, read, blocks, order, units: Vec::new(), change, row_bytes: 1 };
         job.cut()?;
-        let window = options.shuffle.map_or(0, |(_, window)| window);
-        job.blocks.keep(usize::try_from(2 * window).unwrap_or(usize::MAX).max(options.threads + 1));
+        let window = job.options.shuffle.map_or(0, |(_, window)| window);
+        job.blocks.keep(usize::try_from(2 * window).unwrap_or(usize::MAX).max(job.options.threads + 1));
         Ok(job)
     }
 
@@ -192,8 +236,11 @@ impl<'a> Job<'a> {
         if total == 0 {
             return Err(DataError::Loader("nothing to ingest: the source has no rows".into()));
         }
-        let row_bytes = (self.blocks.total_bytes() / total).max(1);
-        let unit_rows = self.options.shard_rows.unwrap_or(self.options.write.shard_bytes / row_bytes).max(1);
+        // Decoded pictures take more than their files.
+        let is_new = |column: &&Column| !self.read.columns.contains(column);
+        let new = self.change.schema().columns.iter().filter(is_new).filter_map(|column| column.kind.row_bytes());
+        self.row_bytes = (self.blocks.total_bytes() / total).max(new.sum::<usize>() as u64).max(1);
+        let unit_rows = self.options.shard_rows.unwrap_or(self.options.write.shard_bytes / self.row_bytes).max(1);
         let pipeline = self.pipeline_digest();
         let mut first = 0;
         while first < total {
@@ -207,12 +254,12 @@ impl<'a> Job<'a> {
     }
 
     fn pipeline_digest(&self) -> Digest {
-        let IngestOptions { format, write, columns, shuffle, resize, .. } = self.options;
+        let IngestOptions { format, write, columns, shuffle, .. } = &self.options;
         let mut hasher = Hasher::new();
         let written = format!("{} {} {}", format.name(), write.row_group_bytes, write.compress);
-        let resized: Vec<String> = resize.iter().map(|(column, resize)| format!("{column} {resize:?}")).collect();
-        let schema = format!("{:?}", self.schema);
-        for field in [VERSION, &written, &columns.join("\n"), &schema, &format!("{shuffle:?}"), &resized.join("\n")] {
+        let schema = format!("{:?}", self.read);
+        let shuffle = format!("{shuffle:?}");
+        for field in [VERSION, &written, &columns.join("\n"), &schema, &shuffle, &self.change.identity()] {
             hasher.field(field.as_bytes());
         }
         hasher.finish()
@@ -225,7 +272,7 @@ impl<'a> Job<'a> {
         hasher.field(pipeline.as_bytes());
         let (from, to) = if self.order.is_some() { (0, self.blocks.total_rows()) } else { (first, first + rows) };
         let mut start = 0;
-        for input in self.inputs {
+        for input in &*self.inputs {
             let end = start + input.reader.rows();
             let (low, high) = (from.max(start), to.min(end));
             if low < high {
@@ -242,10 +289,32 @@ impl<'a> Job<'a> {
         hasher.finish()
     }
 
+    /// The columns that are written.
+    pub fn schema(&self) -> &Arc<Schema> {
+        self.change.schema()
+    }
+
+    /// The number of units.
+    pub fn units(&self) -> usize {
+        self.units.len()
+    }
+
+    /// The rows that a unit reads; 0 where there is no such unit.
+    pub fn unit_rows(&self, unit: usize) -> u64 {
+        self.units.get(unit).map_or(0, |unit| unit.rows)
+    }
+
+    /// What stands for all that determines a unit's shard.
+    pub fn digest(&self, unit: usize) -> Option<&Digest> {
+        self.units.get(unit).map(|unit| &unit.digest)
+    }
+
     /// As many threads as memory has room for: a shard, its finished copy, and the blocks it is made of.
-    fn threads(&self) -> Result<usize, DataError> {
-        let unit_bytes = self.units.iter().map(|u| u.rows).max().unwrap_or(0)
-            * (self.blocks.total_bytes() / self.blocks.total_rows().max(1)).max(1);
+    ///
+    /// # Errors
+    /// Memory that is too small for one.
+    pub fn threads(&self) -> Result<usize, DataError> {
+        let unit_bytes = self.units.iter().map(|u| u.rows).max().unwrap_or(0) * self.row_bytes;
         let kept_bytes = self.blocks.kept_bytes();
         let free_bytes = self.options.memory_bytes.saturating_sub(kept_bytes);
         let fits = free_bytes / (2 * unit_bytes).max(1);
@@ -261,45 +330,102 @@ impl<'a> Job<'a> {
         Ok(usize::try_from(fits).unwrap_or(usize::MAX).min(self.options.threads))
     }
 
-    /// Finds a unit done, or does it; whether this process made the shard.
-    fn do_unit(&self, unit: &Unit, target: &Objects) -> Result<(ShardFacts, bool), DataError> {
-        let record_key = format!("_ingest/{}.json", unit.digest.hex());
-        if let Some(Record { shard }) = record(target, &record_key)?
-            && stands(target, &shard)?
-        {
-            return Ok((shard, false));
-        }
-        let (bytes, mut facts) = self.make(unit)?;
-        facts.key = unit.key.clone();
-        let is_new = put_shard(target, &unit.key, bytes)?;
-        let record = serde_json::to_vec(&Record { shard: facts.clone() })
-            .map_err(|e| DataError::Loader(format!("{}: {e}", unit.key)))?;
-        target.create(&record_key, record.into())?;
-        Ok((facts, is_new))
+    /// What a record says came of a unit, where its shard is there.
+    ///
+    /// # Errors
+    /// A store that does not answer, a record that is none.
+    pub fn found(&self, unit: usize, target: &Objects) -> Result<Option<UnitDone>, DataError> {
+        let Some(unit) = self.units.get(unit) else { return Ok(None) };
+        let Some(Record { shard }) = record(target, &unit.record_key())? else { return Ok(None) };
+        let is_there = shard.as_ref().map_or(Ok(true), |shard| stands(target, shard))?;
+        Ok(is_there.then_some(UnitDone { shard, is_made: false }))
     }
 
-    fn make(&self, unit: &Unit) -> Result<(bytes::Bytes, ShardFacts), DataError> {
-        let mut shard = Making::new(&self.schema, self.options.format, &self.options.write)?;
-        let mut workspace = Workspace::default();
+    /// Those of some units that are [found](Ingestion::found) done, asked for on all threads.
+    ///
+    /// # Errors
+    /// A store that does not answer, a record that is none.
+    pub fn found_all(&self, units: &[usize], target: &Objects) -> Result<Vec<(usize, UnitDone)>, DataError> {
+        let mut all = Vec::new();
+        in_order(
+            units.len(),
+            self.options.threads,
+            |at| self.found(units[at], target),
+            |at, found| {
+                all.extend(found.map(|done| (units[at], done)));
+                Ok(())
+            },
+        )?;
+        Ok(all)
+    }
+
+    /// Finds a unit done, or does it.
+    ///
+    /// # Errors
+    /// A row that cannot be read or changed, a store that does not take the shard.
+    pub fn do_unit(&self, unit: usize, target: &Objects) -> Result<UnitDone, DataError> {
+        if let Some(done) = self.found(unit, target)? {
+            return Ok(done);
+        }
+        let unit = self.units.get(unit).ok_or_else(|| DataError::Loader(format!("there is no unit {unit}")))?;
+        let mut done = UnitDone { shard: None, is_made: false };
+        if let Some((bytes, mut facts)) = self.make(unit)? {
+            facts.key = unit.key.clone();
+            done.is_made = put_shard(target, &unit.key, bytes)?;
+            done.shard = Some(facts);
+        }
+        let record = serde_json::to_vec(&Record { shard: done.shard.clone() })
+            .map_err(|e| DataError::Loader(format!("{}: {e}", unit.key)))?;
+        target.create(&unit.record_key(), record.into())?;
+        Ok(done)
+    }
+
+    /// What all units together are, in their order.
+    ///
+    /// # Errors
+    /// Units of which none has a row.
+    pub fn ingested(&self, units: impl IntoIterator<Item = UnitDone>) -> Result<Ingested, DataError> {
+        let schema = (**self.change.schema()).clone();
+        let mut ingested = Ingested { schema, shards: Vec::new(), rows: 0, made: 0 };
+        for UnitDone { shard, is_made } in units {
+            ingested.made += u64::from(is_made);
+            ingested.rows += shard.as_ref().map_or(0, |shard| shard.samples);
+            ingested.shards.extend(shard);
+        }
+        if ingested.shards.is_empty() {
+            return Err(DataError::Loader("nothing to write: no row is left".into()));
+        }
+        Ok(ingested)
+    }
+
+    fn make(&self, unit: &Unit) -> Result<Option<(bytes::Bytes, ShardFacts)>, DataError> {
+        let mut shard = Making::new(self.change.schema(), self.options.format, &self.options.write)?;
         let positions: Vec<u64> = (unit.first..unit.first + unit.rows).collect();
+        let mut is_empty = true;
         for chunk in positions.chunks(CHUNK_ROWS) {
             let numbers: Vec<u64> = match &self.order {
                 Some(order) => chunk.iter().map(|position| order.sample_at(*position)).collect(),
                 None => chunk.to_vec(),
             };
-            let mut cells = self.blocks.gather(&numbers)?;
-            for (name, resize) in &self.options.resize {
-                let at = self.schema.index_of(name).unwrap_or(0);
-                let Cells::Bytes(pictures) = &mut cells[at] else { continue };
-                for (picture, number) in pictures.iter_mut().zip(&numbers) {
-                    *picture = resize::resized(picture, resize, &mut workspace).map_err(|reason| {
-                        DataError::Sample { sample: self.blocks.place(*number), column: name.clone(), reason }
-                    })?;
-                }
+            let cells = self.blocks.gather(&numbers)?;
+            let rows = Rows::new(self.read.clone(), cells).map_err(DataError::Loader)?;
+            let place = |row: usize| match numbers.get(row) {
+                Some(number) => self.blocks.place(*number),
+                None => format!("row {row}"),
+            };
+            let rows = self.change.apply(rows, &place)?;
+            if !rows.is_empty() {
+                shard.push(&rows)?;
+                is_empty = false;
             }
-            shard.push(&Rows::new(self.schema.clone(), cells).map_err(DataError::Loader)?)?;
         }
-        shard.finish()
+        if is_empty { Ok(None) } else { shard.finish().map(Some) }
+    }
+}
+
+impl Unit {
+    fn record_key(&self) -> String {
+        format!("_ingest/{}.json", self.digest.hex())
     }
 }
 

@@ -35,14 +35,11 @@ pub fn ingest_rows<E: From<DataError>>(
     options: &IngestOptions,
     mut next: impl FnMut() -> Result<Option<Rows>, E>,
 ) -> Result<Ingested, E> {
-    let digest = digest(schema, identity, options);
-    let record_key = format!("_ingest/{}.json", digest.hex());
-    if let Some(Record { shards }) = record::<Record>(target, &record_key)?
-        && all_stand(target, &shards)?
-    {
-        let rows = shards.iter().map(|shard| shard.samples).sum();
-        return Ok(Ingested { schema: (**schema).clone(), shards, rows, made: 0 });
+    if let Some(found) = found_rows(schema, identity, target, options)? {
+        return Ok(found);
     }
+    let digest = digest(schema, identity, options);
+    let record_key = record_key(&digest);
     let mut shards: Vec<ShardFacts> = Vec::new();
     let mut made = 0;
     let mut finish = |parts: &mut Vec<Rows>| -> Result<(), DataError> {
@@ -89,6 +86,29 @@ pub fn ingest_rows<E: From<DataError>>(
     let json = json.map_err(|e| DataError::Loader(format!("{record_key}: {e}")))?;
     target.create(&record_key, json.into()).map_err(DataError::from)?;
     Ok(Ingested { schema: (**schema).clone(), shards, rows: total, made })
+}
+
+/// What [`ingest_rows`] would find done.
+///
+/// # Errors
+/// A store that does not answer, a record that is none.
+pub fn found_rows(
+    schema: &Arc<Schema>,
+    identity: &Digest,
+    target: &Objects,
+    options: &IngestOptions,
+) -> Result<Option<Ingested>, DataError> {
+    let record = record::<Record>(target, &record_key(&digest(schema, identity, options)))?;
+    let Some(Record { shards }) = record else { return Ok(None) };
+    if !all_stand(target, &shards)? {
+        return Ok(None);
+    }
+    let rows = shards.iter().map(|shard| shard.samples).sum();
+    Ok(Some(Ingested { schema: (**schema).clone(), shards, rows, made: 0 }))
+}
+
+fn record_key(digest: &Digest) -> String {
+    format!("_ingest/{}.json", digest.hex())
 }
 
 fn digest(schema: &Schema, identity: &Digest, options: &IngestOptions) -> Digest {

@@ -11,8 +11,8 @@ use crate::rows::Cells;
 type Slot = Arc<OnceLock<Result<Vec<Cells>, String>>>;
 
 /// Blocks of all inputs, the last ones used kept.
-pub(super) struct Blocks<'a> {
-    inputs: &'a [Input],
+pub(super) struct Blocks {
+    inputs: Arc<[Input]>,
     columns: Vec<usize>,
     /// By number of the first row.
     blocks: Vec<Block>,
@@ -31,8 +31,8 @@ struct Block {
     bytes: u64,
 }
 
-impl<'a> Blocks<'a> {
-    pub(super) fn new(inputs: &'a [Input], columns: &[usize]) -> Blocks<'a> {
+impl Blocks {
+    pub(super) fn new(inputs: Arc<[Input]>, columns: &[usize]) -> Blocks {
         let (mut blocks, mut start) = (Vec::new(), 0);
         for (input, Input { reader, .. }) in inputs.iter().enumerate() {
             let mut first = 0;
