@@ -18,6 +18,7 @@
 
 mod arrow;
 mod error;
+mod in_turn;
 mod query;
 mod scan;
 mod table;

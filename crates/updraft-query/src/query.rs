@@ -10,8 +10,9 @@ use datafusion::common::{DataFusionError, ScalarValue, TableReference};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::session_state::SessionState;
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, Volatility};
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
@@ -26,6 +27,7 @@ use updraft_store::Objects;
 
 use crate::arrow::{cells_of, kind_of};
 use crate::error::{QueryError, Slot, of_engine};
+use crate::in_turn::UnionsInTurn;
 use crate::table::{Provider, Table};
 
 /// Part of the identity of an answer: another number where the same query over the same data becomes other rows.
@@ -226,7 +228,10 @@ fn context(memory_bytes: u64) -> Result<SessionContext, DataFusionError> {
     config.options_mut().sql_parser.enable_ident_normalization = false;
     let memory = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
     let runtime = RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).build_arc()?;
-    let context = SessionContext::new_with_config_rt(config, runtime);
+    let mut rules = PhysicalOptimizer::new().rules;
+    rules.insert(0, Arc::new(UnionsInTurn));
+    let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+    let context = SessionContext::new_with_state(state.with_physical_optimizer_rules(rules).build());
     for (name, function) in context.state().scalar_functions() {
         if function.signature().volatility != Volatility::Immutable {
             context.deregister_udf(name);
