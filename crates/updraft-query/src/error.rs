@@ -59,6 +59,20 @@ pub enum QueryError {
         /// Why.
         reason: String,
     },
+    /// A cluster that does not answer, or not do what it is asked to.
+    #[error("{reason}")]
+    Cluster {
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A part of a transformation that an executor could not do.
+    #[error("{reason}")]
+    Unit {
+        /// What it said.
+        reason: String,
+        /// Whether a store was out of reach, and not data or SQL wrong.
+        is_store: bool,
+    },
     /// A dataset could not be read, or the answer not be written.
     #[error(transparent)]
     Data(#[from] DataError),

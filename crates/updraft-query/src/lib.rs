@@ -1,4 +1,4 @@
-//! SQL over datasets, in process, by DataFusion: what is read and written are the shards of `updraft-data`.
+//! SQL over datasets, by DataFusion: what is read and written are the shards of `updraft-data`.
 //!
 //! # Design
 //!
@@ -13,15 +13,24 @@
 //! time or for randomness are left out for the same reason. So an answer may be kept as a dataset that is named by what it
 //! was made of, and made again after a crash.
 //!
+//! A [`Transform`] makes a dataset of another: SQL, then steps, in units of one shard each. With the feature `ballista` a
+//! cluster does them.
+//!
 //! Without the feature `datafusion` this crate is empty.
 #![cfg(feature = "datafusion")]
 
 mod arrow;
+#[cfg(feature = "ballista")]
+mod cluster;
 mod error;
 mod in_turn;
 mod query;
 mod scan;
 mod table;
+mod transform;
 
+#[cfg(feature = "ballista")]
+pub use cluster::{ClusterAddress, ExecutorOptions, SchedulerOptions, run_executor, run_scheduler};
 pub use error::QueryError;
 pub use query::{Answer, Query, QueryOptions, ResultColumn};
+pub use transform::{Transform, TransformRecipe, Transformed, Workplace, WriteSection};

@@ -1,6 +1,7 @@
 //! A query: planned over tables that are opened when the SQL names them, shown or kept as a dataset.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, RecordBatch};
@@ -20,7 +21,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 use updraft_base::{Digest, Hasher, units};
-use updraft_data::ingest::{IngestOptions, Ingested, ingest_rows};
+use updraft_data::ingest::{Change, IngestOptions, Ingested, Steps, ingest_rows};
 use updraft_data::shards::Shards;
 use updraft_data::{Cells, Column, DataError, Kind, Rows, Schema};
 use updraft_store::Objects;
@@ -31,7 +32,7 @@ use crate::in_turn::UnionsInTurn;
 use crate::table::{Provider, Table};
 
 /// Part of the identity of an answer: another number where the same query over the same data becomes other rows.
-const VERSION: &str = "1";
+pub(crate) const VERSION: &str = "1";
 
 /// What a query may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,14 +46,14 @@ pub struct QueryOptions {
 
 /// A query that is planned.
 pub struct Query {
-    runtime: Runtime,
-    state: SessionState,
-    plan: LogicalPlan,
+    pub(crate) runtime: Runtime,
+    pub(crate) state: SessionState,
+    pub(crate) plan: LogicalPlan,
     columns: Vec<ResultColumn>,
-    sql: String,
-    tables: Vec<Arc<Table>>,
-    slot: Slot,
-    memory_bytes: u64,
+    pub(crate) sql: String,
+    pub(crate) tables: Vec<Arc<Table>>,
+    pub(crate) slot: Slot,
+    pub(crate) memory_bytes: u64,
 }
 
 /// A column of an answer.
@@ -125,8 +126,7 @@ impl Query {
             context.register_table(reference, Arc::new(Provider(table.clone()))).map_err(engine)?;
             tables.push(table);
         }
-        let runtime = Builder::new_current_thread().enable_time().build();
-        let runtime = runtime.map_err(|e| QueryError::Execution { reason: e.to_string() })?;
+        let runtime = runtime()?;
         let state = context.state();
         let plan = runtime.block_on(state.statement_to_plan(statement)).map_err(engine)?;
         let only_reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
@@ -165,6 +165,39 @@ impl Query {
     /// Those of [`first_rows`](Query::first_rows), columns and cells that datasets do not hold, no rows, a store that does
     /// not take them.
     pub fn write(&self, target: &Objects, options: &IngestOptions) -> Result<Ingested, QueryError> {
+        let as_they_are = Steps::open(&[], &self.schema()?, Path::new(""))?;
+        self.write_changed(&as_they_are, &self.identity("")?, target, options)
+    }
+
+    /// The same, with something done to the rows that `identity` stands for, too.
+    pub(crate) fn write_changed(
+        &self,
+        change: &dyn Change,
+        identity: &Digest,
+        target: &Objects,
+        options: &IngestOptions,
+    ) -> Result<Ingested, QueryError> {
+        let schema = Arc::new(self.schema()?);
+        let (mut stream, mut first) = (None, 0);
+        ingest_rows(change.schema(), identity, target, options, || {
+            let stream = match &mut stream {
+                Some(stream) => stream,
+                none => none.insert(self.stream(None)?),
+            };
+            let Some(batch) = self.next(stream)? else { return Ok(None) };
+            let rows = rows_of(&schema, &batch)?;
+            let place = |row: usize| format!("row {} of the answer", first + row);
+            let changed = change.apply(rows, &place)?;
+            first += batch.num_rows();
+            Ok(Some(changed))
+        })
+    }
+
+    /// The columns of the answer as those of a dataset.
+    ///
+    /// # Errors
+    /// A column that datasets do not hold.
+    pub(crate) fn schema(&self) -> Result<Schema, QueryError> {
         let mut kept = Vec::with_capacity(self.columns.len());
         for ResultColumn { name, kind, holds } in &self.columns {
             let kind = kind.clone().ok_or_else(|| QueryError::Column {
@@ -173,19 +206,11 @@ impl Query {
             })?;
             kept.push(Column { name: name.clone(), kind });
         }
-        let schema = Arc::new(Schema::new(kept).map_err(DataError::Loader)?);
-        let mut stream = None;
-        ingest_rows(&schema, &self.identity()?, target, options, || {
-            let stream = match &mut stream {
-                Some(stream) => stream,
-                none => none.insert(self.stream(None)?),
-            };
-            self.next(stream)?.map(|batch| rows_of(&schema, &batch)).transpose()
-        })
+        Ok(Schema::new(kept).map_err(DataError::Loader)?)
     }
 
-    /// Stands for all that determines the rows.
-    fn identity(&self) -> Result<Digest, QueryError> {
+    /// Stands for all that determines the rows, and what is done to them.
+    pub(crate) fn identity(&self, change: &str) -> Result<Digest, QueryError> {
         let mut hasher = Hasher::new();
         for part in [VERSION, datafusion::DATAFUSION_VERSION, &self.sql] {
             hasher.field(part.as_bytes());
@@ -198,6 +223,9 @@ impl Query {
             for input in inputs {
                 hasher.field(input.identity.as_bytes());
             }
+        }
+        if !change.is_empty() {
+            hasher.field(change.as_bytes());
         }
         Ok(hasher.finish())
     }
@@ -220,6 +248,12 @@ impl Query {
         let batch = self.runtime.block_on(stream.next()).transpose();
         batch.map_err(|error| of_engine(&error, &self.slot, self.memory_bytes))
     }
+}
+
+/// A runtime that runs in the thread that waits for it.
+pub(crate) fn runtime() -> Result<Runtime, QueryError> {
+    let runtime = Builder::new_current_thread().enable_time().build();
+    runtime.map_err(|e| QueryError::Execution { reason: e.to_string() })
 }
 
 /// One pipeline, names as they are written, and no functions whose answer is not determined by their arguments.
@@ -273,7 +307,7 @@ fn columns(plan: &LogicalPlan) -> Result<Vec<ResultColumn>, QueryError> {
     Ok(columns)
 }
 
-fn rows_of(schema: &Arc<Schema>, batch: &RecordBatch) -> Result<Rows, QueryError> {
+pub(crate) fn rows_of(schema: &Arc<Schema>, batch: &RecordBatch) -> Result<Rows, QueryError> {
     let mut cells: Vec<Cells> = Vec::with_capacity(schema.columns.len());
     for (column, array) in schema.columns.iter().zip(batch.columns()) {
         let refused = |reason| QueryError::Column { column: column.name.clone(), reason };

@@ -409,6 +409,17 @@ pub struct Loaded {
     pub name: String,
 }
 
+/// Checks the text of a recipe of a transformation.
+#[cfg(feature = "query")]
+pub fn parse_transform(text: &str, path: &Path) -> Result<updraft_query::TransformRecipe, RecipeError> {
+    let recipe: updraft_query::TransformRecipe =
+        toml::from_str(text).map_err(|e| RecipeError::parse(text, path, &e))?;
+    match recipe.problem() {
+        Some((key, problem)) => Err(RecipeError::value(text, path, key, problem)),
+        None => Ok(recipe),
+    }
+}
+
 /// Reads a recipe: a file, or the file [`FILE_NAME`] in a folder.
 pub fn load(path: &Path) -> Result<Loaded, RecipeError> {
     let file = if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() };

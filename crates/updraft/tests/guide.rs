@@ -3,10 +3,10 @@
 //! A fence ` ```toml file=NAME ` writes a file. A fence ` ```console ` holds commands after `$ `, run by the shell with
 //! our program on the path; what follows a command must be its output, line by line, unless nothing follows. In
 //! ` ```console fails ` the last command must fail with a message and without a panic. What is in ` ```console query ` is
-//! run where the program is built with the feature `query`.
+//! run where the program is built with the feature `query`, and so is `cluster`.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -33,6 +33,19 @@ fn fences(page: &str) -> Vec<Fence> {
     all
 }
 
+/// Processes that commands ending in `&` left running.
+struct Running(Vec<Child>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // A process that is gone already is as good.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "the shell finds our program by the path")]
 fn run_page(name: &str) -> usize {
     let folder = tempfile::tempdir().unwrap();
@@ -47,13 +60,14 @@ fn run_page(name: &str) -> usize {
     #[allow(clippy::disallowed_methods, reason = "the commands need the shell's own programs too")]
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
     let page = std::fs::read_to_string(root().join("docs/guide").join(name)).unwrap();
-    let mut commands = 0;
+    let (mut commands, mut running) = (0, Running(Vec::new()));
     for fence in fences(&page) {
         if let Some((_, file)) = fence.info.split_once("file=") {
             std::fs::write(folder.path().join(file), fence.lines.join("\n") + "\n").unwrap();
             continue;
         }
-        let is_built = cfg!(feature = "query") || !fence.info.contains("query");
+        let is_built = (cfg!(feature = "query") || !fence.info.contains("query"))
+            && (cfg!(feature = "cluster") || !fence.info.contains("cluster"));
         if !fence.info.starts_with("console") || !is_built {
             continue;
         }
@@ -62,12 +76,19 @@ fn run_page(name: &str) -> usize {
             let at = format!("docs/guide/{name}:{}", fence.line + 1 + start);
             let end = starts.get(n + 1).copied().unwrap_or(fence.lines.len());
             let expected = &fence.lines[start + 1..end];
-            let done = Command::new("sh")
-                .args(["-c", &fence.lines[*start][2..]])
-                .current_dir(folder.path())
-                .env("PATH", &path)
-                .output()
-                .unwrap();
+            commands += 1;
+            let command = &fence.lines[*start][2..];
+            let shell = |command: &str| {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", command]).current_dir(folder.path()).env("PATH", &path);
+                shell
+            };
+            // What is left running shows nothing, and ends with the page.
+            if let Some(command) = command.strip_suffix('&') {
+                running.0.push(shell(&format!("exec {command}")).spawn().unwrap());
+                continue;
+            }
+            let done = shell(command).output().unwrap();
             let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
             let fails = fence.info.contains("fails") && n + 1 == starts.len();
             assert_eq!(done.status.success(), !fails, "{at}\n{out}{err}");
@@ -77,7 +98,6 @@ fn run_page(name: &str) -> usize {
             if !expected.is_empty() {
                 assert_eq!(out.trim_end(), expected.join("\n").trim_end(), "{at}");
             }
-            commands += 1;
         }
     }
     commands

@@ -10,14 +10,16 @@ use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 
 pub mod bench;
+pub mod cluster;
 pub mod follow;
 pub mod ingest;
 pub mod inspect;
 pub mod lifecycle;
 pub mod query;
+pub mod transform;
 pub mod validate;
 
-/// Ingest, follow, inspect, query, validate, measure and tidy datasets
+/// Ingest, follow, inspect, query, transform, validate, measure and tidy datasets
 ///
 /// A dataset is a URL (`s3://bucket/folder`, `gs://…`, `az://…`, `https://…`, `file:///…`) or a path: a folder with our
 /// manifest, a folder of MDS shards, a folder of files of one format, or one file.
@@ -33,6 +35,8 @@ enum DataVerb {
     Follow(follow::Args),
     Inspect(inspect::Args),
     Query(query::Args),
+    Transform(transform::Args),
+    Cluster(cluster::Args),
     Validate(validate::Args),
     Bench(bench::Args),
     Lifecycle(lifecycle::Args),
@@ -44,6 +48,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         DataVerb::Follow(args) => follow::run(args, context),
         DataVerb::Inspect(args) => inspect::run(args, context),
         DataVerb::Query(args) => query::run(args, context),
+        DataVerb::Transform(args) => transform::run(args, context),
+        DataVerb::Cluster(args) => cluster::run(args, context),
         DataVerb::Validate(args) => validate::run(args, context),
         DataVerb::Bench(args) => bench::run(args, context),
         DataVerb::Lifecycle(args) => lifecycle::run(args, context),

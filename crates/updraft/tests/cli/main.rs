@@ -1,5 +1,7 @@
 //! What a user of the command line sees.
 
+#[cfg(feature = "cluster")]
+mod cluster;
 mod data;
 #[cfg(feature = "redis")]
 mod follow;
@@ -9,6 +11,7 @@ mod optimize;
 mod prune;
 mod quantize;
 mod query;
+mod transform;
 mod workplace;
 
 use clap::CommandFactory;
@@ -23,12 +26,15 @@ fn the_manual_is_as_it_was_reviewed() {
     let mut command = Cli::command().term_width(100);
     command.build();
     insta::assert_snapshot!("updraft", command.render_long_help());
+    assert_manual(&mut command, "");
+}
+
+/// The pages of all verbs below a command.
+fn assert_manual(command: &mut clap::Command, above: &str) {
     for verb in command.get_subcommands_mut().filter(|c| c.get_name() != "help") {
-        let name = verb.get_name().to_owned();
+        let name = format!("{above}{}", verb.get_name());
         insta::assert_snapshot!(name.as_str(), verb.render_long_help());
-        for part in verb.get_subcommands_mut().filter(|c| c.get_name() != "help") {
-            insta::assert_snapshot!(format!("{name}_{}", part.get_name()), part.render_long_help());
-        }
+        assert_manual(verb, &format!("{name}_"));
     }
 }
 

@@ -54,6 +54,8 @@ fn parse_table(text: &str) -> Result<(String, String), String> {
     }
 }
 
+#[cfg(not(feature = "query"))]
+pub(super) use engine::no_engine;
 pub(crate) use engine::run;
 
 #[cfg(not(feature = "query"))]
@@ -63,8 +65,12 @@ mod engine {
     use crate::failure::{Failure, Kind};
 
     pub(crate) fn run(_: &Args, _: &Context) -> Result<Answer, Failure> {
+        Err(no_engine())
+    }
+
+    pub(in super::super) fn no_engine() -> Failure {
         let failure = Failure::new(Kind::Unsupported, "this build has no SQL engine");
-        Err(failure.hint("build it in: cargo install --path crates/updraft --features query"))
+        failure.hint("build it in: cargo install --path crates/updraft --features query")
     }
 }
 
@@ -154,7 +160,12 @@ mod engine {
                 QueryError::Data(error) => return error.into(),
                 QueryError::Sql { .. } | QueryError::UnknownColumn { .. } | QueryError::Column { .. } => Kind::Usage,
                 QueryError::UnknownTable { .. } => Kind::Usage,
-                QueryError::Execution { .. } => Kind::Input,
+                QueryError::Execution { .. } | QueryError::Unit { is_store: false, .. } => Kind::Input,
+                QueryError::Unit { is_store: true, .. } => Kind::Storage,
+                QueryError::Cluster { .. } => {
+                    return Failure::of(Kind::Storage, &error)
+                        .hint("shards that are there stay; the same command goes on from there");
+                }
                 QueryError::Memory { .. } => {
                     return Failure::of(Kind::Limit, &error).hint("allow more with `--memory`");
                 }
