@@ -210,12 +210,26 @@ fn csv_columns_are_typed_and_laid_side_by_side() {
 }
 
 #[test]
+fn blanks_round_text_of_a_csv_are_kept_and_round_its_numbers_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("blanks.csv");
+    std::fs::write(&path, "text,number\n\" a\", 1\n\"\t\",2 \n").unwrap();
+    let recipe = "[[tensors]]\nname = \"text\"\ntransform = [{ index_of = [\"a\", \"\\t\", \" a\"] }]\n\
+                  [[tensors]]\nname = \"number\"";
+    let tensors = read(&path, recipe).unwrap();
+    assert_eq!(tensors[0].1, Tensor::vector(&[2i64, 1]));
+    assert_eq!(tensors[1].1, Tensor::vector(&[1i64, 2]));
+}
+
+#[test]
 fn bad_csv_is_refused_by_line_and_column() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bad.csv");
     for (text, recipe, words) in [
         ("a,b\n1,2\n3,nan\n", "", ["bad.csv line 3", "`b`", "`nan` is not a finite number"].as_slice()),
         ("a,b\n1,2\n3,\n", "", &["bad.csv line 3", "`b`", "empty"]),
+        ("a,b\n1,2\n3, \n", "", &["bad.csv line 3", "`b`", "empty"]),
+        ("a,b\n1,x\n2,\n", "", &["bad.csv line 3", "`b`", "empty"]),
         ("a,b\n1,2\n3\n", "", &["bad.csv", "line: 3"]),
         ("a,b\n", "", &["bad.csv", "no samples"]),
         ("", "", &["bad.csv", "no samples"]),

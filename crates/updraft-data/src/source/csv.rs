@@ -71,7 +71,7 @@ fn cells(text: &[u8], places: &[usize]) -> Result<(Vec<Vec<Bytes>>, Vec<u64>), S
         lines.push(record.position().map_or(0, csv::Position::line));
         for (column, place) in cells.iter_mut().zip(places) {
             // Rows of another length were refused by the reader.
-            column.push(Bytes::copy_from_slice(record.get(*place).unwrap_or_default().trim_ascii()));
+            column.push(Bytes::copy_from_slice(record.get(*place).unwrap_or_default()));
         }
     }
     Ok((cells, lines))

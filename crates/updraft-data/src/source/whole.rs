@@ -159,15 +159,18 @@ impl ShardReader for Whole {
 /// Text cells as a column: whole numbers, numbers, or text. With a wanted kind, that or an error.
 pub(crate) fn type_cells(cells: Vec<Bytes>, wanted: Option<&Kind>) -> (Kind, Result<Cells, (u64, String)>) {
     fn all<T: std::str::FromStr>(cells: &[Bytes]) -> Option<Vec<T>> {
-        cells.iter().map(|c| std::str::from_utf8(c).ok()?.parse().ok()).collect()
+        cells.iter().map(|c| std::str::from_utf8(c).ok()?.trim().parse().ok()).collect()
     }
     let (integer, float) = (Kind::scalar(DType::I64), Kind::scalar(DType::F64));
-    let empty = cells.iter().position(|c| c.is_empty());
     let may_be = |kind: &Kind| wanted.is_none_or(|wanted| wanted == kind);
-    if let Some(row) = empty {
-        let filled: Vec<Bytes> = cells.into_iter().filter(|c| !c.is_empty()).collect();
-        let kind = wanted.cloned().unwrap_or_else(|| type_cells(filled, None).0);
-        return (kind, Err((row as u64, "the cell is empty".into())));
+    let empty = cells.iter().position(|c| c.is_empty());
+    if let Some(blank) = cells.iter().position(|c| c.trim_ascii().is_empty()) {
+        let filled = || cells.iter().filter(|c| !c.trim_ascii().is_empty()).cloned().collect();
+        let kind = wanted.cloned().unwrap_or_else(|| type_cells(filled(), None).0);
+        // Blanks are text among text, and no number among numbers.
+        if let Some(row) = if kind == Kind::Text { empty } else { Some(blank) } {
+            return (kind, Err((row as u64, "the cell is empty".into())));
+        }
     }
     if may_be(&integer)
         && let Some(integers) = all::<i64>(&cells)
