@@ -272,7 +272,6 @@ fn what_is_wrong_with_a_transformation_is_said_in_its_words_and_nothing_is_commi
         (None, vec![r#"{"resize": {"columns": ["Picture"], "to": [8, 8]}}"#]),
         (None, vec![r#"{"decode": {"columns": ["Picture"], "colour": "grey", "size": [8, 8]}}"#]),
         (None, vec![r#"{"tokenize": {"columns": ["label"]}}"#]),
-        (None, vec![r#"{"tokenize": {"columns": ["name"], "to": {"file": "missing/tokenizer.json"}}}"#]),
         (None, vec![r#"{"tokenize": {"columns": ["name"], "to": {"length": 0}}}"#]),
         (Some("select id from data"), vec![r#"{"tokenize": {"columns": ["name"]}}"#]),
     ] {
