@@ -9,7 +9,7 @@
 //! shard, says that it is whole. The manifest comes last, when there is a record of every unit. A process killed at any
 //! moment leaves whole shards and records, which the next one takes; no clock, name or number of threads is in any byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,22 +21,24 @@ use updraft_store::{Created, Objects, StoreError};
 
 use crate::config::Resize;
 use crate::error::DataError;
-use crate::manifest::{Manifest, ShardFacts};
+use crate::manifest::ShardFacts;
 use crate::order::{EpochOrder, Order, Shuffle};
 use crate::parallel::in_order;
 use crate::rows::Rows;
 use crate::schema::{Column, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
 use crate::statistics::ColumnSummary;
-use crate::write::{ShardWriter, WriteOptions, mds_index, writer};
+use crate::write::{ShardWriter, WriteOptions, writer};
 
 mod answer;
 mod blocks;
+mod commit;
 mod resize;
 mod steps;
 
 pub use answer::{found_rows, ingest_rows};
 use blocks::Blocks;
+pub use commit::{append, commit, not_yet_in};
 pub use resize::{Preview, picture_preview};
 pub use steps::{DecodeStep, ResizeStep, Step, Steps, TokenizeStep};
 
@@ -105,6 +107,8 @@ pub struct Ingested {
     pub rows: u64,
     /// Shards that this process made; the others were there, or another was faster.
     pub made: u64,
+    /// What the shards were made of, each by the digest or tag of its content.
+    pub inputs: BTreeSet<String>,
 }
 
 /// What came of a unit.
@@ -386,7 +390,8 @@ impl Ingestion {
     /// Units of which none has a row.
     pub fn ingested(&self, units: impl IntoIterator<Item = UnitDone>) -> Result<Ingested, DataError> {
         let schema = (**self.change.schema()).clone();
-        let mut ingested = Ingested { schema, shards: Vec::new(), rows: 0, made: 0 };
+        let inputs = self.inputs.iter().map(|input| input.identity.clone()).collect();
+        let mut ingested = Ingested { schema, shards: Vec::new(), rows: 0, made: 0, inputs };
         for UnitDone { shard, is_made } in units {
             ingested.made += u64::from(is_made);
             ingested.rows += shard.as_ref().map_or(0, |shard| shard.samples);
@@ -499,20 +504,6 @@ fn stands(target: &Objects, shard: &ShardFacts) -> Result<bool, DataError> {
         Ok(found) => Ok(found.bytes == shard.bytes),
         Err(StoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Makes the shards a version of the dataset. The same shards once more, or by several at once, are the same version.
-/// MDS gets the index that MosaicML Streaming reads, too.
-pub fn commit(ingested: &Ingested, options: &IngestOptions, target: &Objects) -> Result<Digest, DataError> {
-    if options.format == ShardFormat::Mds {
-        target.put("index.json", mds_index(&ingested.schema, &ingested.shards, &options.write)?)?;
-    }
-    let manifest = Manifest::new(ingested.schema.clone(), ingested.shards.clone());
-    match manifest.commit(target) {
-        // Whoever came first committed these shards, or others, which these then replace.
-        Err(DataError::Raced { .. }) => manifest.commit(target),
-        done => done,
     }
 }
 

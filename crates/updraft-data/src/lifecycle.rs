@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use updraft_base::Digest;
+use updraft_base::{Digest, units};
 use updraft_store::ObjectFacts;
 
 mod price;
@@ -248,15 +248,25 @@ pub fn plan(
             stays(format!("already in {tier}"));
             continue;
         }
+        if let Some(target) = rule.tier.as_deref().filter(|t| is_referenced && provider.is_offline(t)) {
+            stays(format!("a live version names it, and what is in {target} cannot be read until it is restored"));
+            continue;
+        }
         let bytes = i128::from(object.bytes);
+        let billed = |price: &TierPrice| i128::from(object.bytes.max(price.billed_bytes_min));
         let saves = match &rule.tier {
-            None => here.map(|here| bytes * i128::from(here.micro_usd_per_gib_month)),
+            None => here.map(|here| billed(here) * i128::from(here.micro_usd_per_gib_month)),
             Some(target) => match (here, prices.find(target)) {
                 (Some(here), Some(there)) => {
                     let reads = i128::from(access.reads_of_month);
-                    let month = i128::from(here.micro_usd_per_gib_month)
-                        - i128::from(there.micro_usd_per_gib_month)
-                        - reads * i128::from(there.retrieval_micro_usd_per_gib);
+                    let month = billed(here) * i128::from(here.micro_usd_per_gib_month)
+                        - billed(there) * i128::from(there.micro_usd_per_gib_month)
+                        - reads * bytes * i128::from(there.retrieval_micro_usd_per_gib);
+                    if month <= 0 && reads == 0 && object.bytes < there.billed_bytes_min {
+                        let least = units::bytes(there.billed_bytes_min);
+                        stays(format!("{target} is paid for at least {least}, which would cost more"));
+                        continue;
+                    }
                     if month <= 0 {
                         stays(format!("read {reads} times a month, {target} would cost more"));
                         continue;
@@ -265,7 +275,7 @@ pub fn plan(
                         stays(reason);
                         continue;
                     }
-                    Some(bytes * month)
+                    Some(month)
                 }
                 _ => {
                     stays(format!("the price of {tier} or {target} is not known"));
@@ -275,8 +285,8 @@ pub fn plan(
         };
         if let Some(here) = here {
             let rest_days = here.days_min.saturating_sub(age_days);
-            let early =
-                bytes * i128::from(here.micro_usd_per_gib_month) * i128::from(rest_days) / i128::from(MONTH_DAYS);
+            let early = billed(here) * i128::from(here.micro_usd_per_gib_month) * i128::from(rest_days)
+                / i128::from(MONTH_DAYS);
             let retrieved = if rule.tier.is_some() { bytes * i128::from(here.retrieval_micro_usd_per_gib) } else { 0 };
             once += early + retrieved;
         }

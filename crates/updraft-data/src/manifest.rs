@@ -21,7 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,6 +66,9 @@ pub struct Manifest {
     /// reaches it are one commit, so no entry is lost or doubled.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub streams: BTreeMap<String, StreamPlace>,
+    /// What the shards were made of, each by the digest or tag of its content: ingesting it once more adds nothing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub inputs: BTreeSet<String>,
 }
 
 /// A place in a stream, between two entries.
@@ -177,19 +180,20 @@ struct Latest {
 impl Manifest {
     /// A dataset of these shards.
     pub fn new(schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
-        Manifest { format: MANIFEST_FORMAT, parent: None, appends: false, schema, shards, streams: BTreeMap::new() }
+        Manifest {
+            format: MANIFEST_FORMAT,
+            parent: None,
+            appends: false,
+            schema,
+            shards,
+            streams: BTreeMap::new(),
+            inputs: BTreeSet::new(),
+        }
     }
 
     /// More shards for a version.
     pub fn after(parent: Digest, schema: Schema, shards: Vec<ShardFacts>) -> Manifest {
-        Manifest {
-            format: MANIFEST_FORMAT,
-            parent: Some(parent),
-            appends: true,
-            schema,
-            shards,
-            streams: BTreeMap::new(),
-        }
+        Manifest { parent: Some(parent), appends: true, ..Manifest::new(schema, shards) }
     }
 
     /// The number of samples listed here.
@@ -224,7 +228,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`DataError::Raced`] where it replaces all shards and others committed meanwhile; shards of other columns; two
-    /// shards under one name.
+    /// shards under one name; inputs that the version before was made of, in other shards.
     pub fn commit(&self, objects: &Objects) -> Result<Digest, DataError> {
         let name = ReadObjects::name(objects, LATEST);
         for _ in 0..RACES_MAX {
@@ -309,12 +313,19 @@ impl Manifest {
             return Ok(None);
         }
         self.check_streams(&manifest.streams, objects)?;
+        let twice = self.inputs.intersection(&manifest.inputs).count();
+        if twice > 0 {
+            let reason = format!("holds {twice} of the inputs since they were looked for; run the same once more");
+            return Err(DataError::file(place(LATEST).as_ref(), reason));
+        }
         let whole = segments >= SEGMENTS_MAX;
         let shards = if whole { [manifest.shards, added].concat() } else { added };
         let mut streams = if whole { manifest.streams } else { BTreeMap::new() };
         streams.extend(self.streams.clone());
-        let schema = manifest.schema;
-        Ok(Some(Manifest { format: MANIFEST_FORMAT, parent: Some(before), appends: !whole, schema, shards, streams }))
+        let mut inputs = if whole { manifest.inputs } else { BTreeSet::new() };
+        inputs.extend(self.inputs.iter().cloned());
+        let (parent, appends, schema) = (Some(before), !whole, manifest.schema);
+        Ok(Some(Manifest { format: MANIFEST_FORMAT, parent, appends, schema, shards, streams, inputs }))
     }
 
     /// Refuses shards that do not follow what the dataset has of their stream: somebody else follows it into the dataset
@@ -410,8 +421,10 @@ impl Version {
         }
         let count = segments.len();
         let streams = segments.iter().rev().flat_map(|segment| segment.streams.clone()).collect();
+        let inputs = segments.iter().flat_map(|segment| segment.inputs.iter().cloned()).collect();
         let mut manifest = segments.remove(0);
         manifest.streams = streams;
+        manifest.inputs = inputs;
         let own = std::mem::take(&mut manifest.shards);
         let earlier = segments.into_iter().rev().flat_map(|segment| segment.shards);
         manifest.shards = earlier.chain(own).collect();

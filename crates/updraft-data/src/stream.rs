@@ -19,7 +19,7 @@ use updraft_store::Objects;
 
 use crate::error::DataError;
 use crate::ingest::{Making, put_shard, shard_key};
-use crate::manifest::{MANIFEST_FORMAT, Manifest, StreamPlace, Version};
+use crate::manifest::{Manifest, StreamPlace, Version};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::ShardFormat;
 use crate::write::WriteOptions;
@@ -322,12 +322,9 @@ impl Follower<'_> {
         put_shard(self.target, &facts.key, bytes)?;
         let place = StreamPlace { after: self.followed.last.take(), last: last.id.to_string(), added: *added };
         let segment = Manifest {
-            format: MANIFEST_FORMAT,
-            parent: None,
             appends: true,
-            schema: (*schema).clone(),
-            shards: vec![facts],
             streams: BTreeMap::from([(self.group.clone(), place)]),
+            ..Manifest::new((*schema).clone(), vec![facts])
         };
         self.followed.version = Some(segment.commit(self.target)?);
         self.followed.last = Some(last.id.to_string());

@@ -254,7 +254,7 @@ impl Transform {
                     shards.iter().map(|shard| shard.samples).sum(),
                     units.iter().filter(|unit| unit.is_made).count() as u64,
                 );
-                Ingested { schema: (**whole.steps.schema()).clone(), shards, rows, made }
+                Ingested { schema: (**whole.steps.schema()).clone(), shards, rows, made, inputs: Default::default() }
             }
         };
         let version = commit(&ingested, &self.options, &self.target)?;

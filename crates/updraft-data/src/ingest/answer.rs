@@ -4,6 +4,7 @@
 //! all that determines the rows. Shards are cut by what rows take in memory, never by how they arrive, so the same rows
 //! are the same shards; put where they do not exist yet; and a record, written last, saves doing it again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ pub fn ingest_rows<E: From<DataError>>(
     let json = serde_json::to_vec(&Record { shards: shards.clone() });
     let json = json.map_err(|e| DataError::Loader(format!("{record_key}: {e}")))?;
     target.create(&record_key, json.into()).map_err(DataError::from)?;
-    Ok(Ingested { schema: (**schema).clone(), shards, rows: total, made })
+    Ok(Ingested { schema: (**schema).clone(), shards, rows: total, made, inputs: BTreeSet::new() })
 }
 
 /// What [`ingest_rows`] would find done.
@@ -104,7 +105,7 @@ pub fn found_rows(
         return Ok(None);
     }
     let rows = shards.iter().map(|shard| shard.samples).sum();
-    Ok(Some(Ingested { schema: (**schema).clone(), shards, rows, made: 0 }))
+    Ok(Some(Ingested { schema: (**schema).clone(), shards, rows, made: 0, inputs: BTreeSet::new() }))
 }
 
 fn record_key(digest: &Digest) -> String {

@@ -21,6 +21,9 @@ pub struct TierPrice {
     pub retrieval_micro_usd_per_gib: u64,
     /// Days that are paid for at least.
     pub days_min: u64,
+    /// Bytes that are paid for at least for each object.
+    #[serde(default)]
+    pub billed_bytes_min: u64,
     /// When it was so.
     pub date: String,
     /// Who says so.
@@ -40,13 +43,17 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// From a CSV file with the columns of [`TierPrice`]; without one, the built-in table, which knows Google Cloud only.
-    /// Empty where the table does not know the provider or the region.
-    pub fn read(table: Option<&[u8]>, provider: &str, region: &str) -> Result<Prices, PriceError> {
-        let mut tiers = Vec::new();
+    /// From a CSV file with the columns of [`TierPrice`]; without one, the built-in table. Without a region, the first one
+    /// that the table has of the provider. Empty where it does not know the provider or the region.
+    pub fn read(table: Option<&[u8]>, provider: &str, region: Option<&str>) -> Result<Prices, PriceError> {
+        let mut tiers: Vec<TierPrice> = Vec::new();
         for line in csv::Reader::from_reader(table.unwrap_or(TABLE.as_bytes())).deserialize() {
             let price: TierPrice = line?;
-            if price.provider == provider && price.region == region {
+            let is_there = match region.or(tiers.first().map(|first| first.region.as_str())) {
+                Some(region) => price.region == region,
+                None => true,
+            };
+            if price.provider == provider && is_there {
                 tiers.push(price);
             }
         }

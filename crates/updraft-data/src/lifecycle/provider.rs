@@ -60,6 +60,15 @@ impl Provider {
             Provider::Local => &[],
         }
     }
+
+    /// Whether objects in this tier cannot be read until they are restored.
+    pub fn is_offline(self, tier: &str) -> bool {
+        match self {
+            Provider::S3 => matches!(tier, "GLACIER" | "DEEP_ARCHIVE"),
+            Provider::Azure => tier == "Archive",
+            Provider::Gcs | Provider::Local => false,
+        }
+    }
 }
 
 /// A provider's configuration, and what it could not say.

@@ -15,7 +15,7 @@ fn object(key: &str, gib: u64, age_days: u64) -> ObjectFacts {
 }
 
 fn made(objects: &[ObjectFacts], usage: &Usage, rules: &str) -> Result<Plan, String> {
-    let prices = Prices::read(None, "gs", "us-central1").unwrap();
+    let prices = Prices::read(None, "gs", None).unwrap();
     plan(objects, usage, &LifecycleRules::parse(rules)?, Provider::Gcs, &prices, "STANDARD", NOW_MS)
 }
 
@@ -74,6 +74,37 @@ fn what_a_live_version_names_is_never_deleted() {
     assert_eq!(plan.actions.iter().map(|a| a.key.as_str()).collect::<Vec<_>>(), ["old"]);
     let plan = made(&objects, &usage, "[[rule]]\nname = \"all\"\nage_days = 7\ndelete = true\n").unwrap();
     assert_eq!(plan.actions.iter().map(|a| a.key.as_str()).collect::<Vec<_>>(), ["old"]);
+}
+
+#[test]
+fn small_objects_and_what_must_be_restored_stay_on_s3() {
+    let mut small = object("small", 0, 90);
+    small.bytes = 100 << 10;
+    let mut tiny = object("tiny", 0, 90);
+    tiny.bytes = 10 << 10;
+    let prices = Prices::read(None, "s3", None).unwrap();
+    let planned = |objects: &[ObjectFacts], usage: &Usage, tier: &str| {
+        let rules = LifecycleRules::parse(&format!("[[rule]]\nname = \"r\"\ntier = \"{tier}\"\n")).unwrap();
+        plan(objects, usage, &rules, Provider::S3, &prices, "STANDARD", NOW_MS).unwrap()
+    };
+    // 100 KiB at 23 are more than 128 KiB at 12.5, and 10 KiB are not.
+    let moved = planned(&[small, tiny], &Usage::default(), "STANDARD_IA");
+    assert_eq!(moved.actions.iter().map(|a| a.key.as_str()).collect::<Vec<_>>(), ["small"]);
+    assert_eq!(moved.left[0].0, "STANDARD_IA is paid for at least 128 KiB, which would cost more");
+    let usage = Usage { accesses: None, referenced: Some(BTreeSet::from(["named".to_owned()])) };
+    let archived = planned(&[object("named", 1, 90), object("other", 1, 90)], &usage, "DEEP_ARCHIVE");
+    assert_eq!(archived.actions.iter().map(|a| a.key.as_str()).collect::<Vec<_>>(), ["other"]);
+    assert!(archived.left[0].0.contains("cannot be read until it is restored"), "{archived:?}");
+}
+
+#[test]
+fn without_a_region_the_prices_of_every_tier_are_known() {
+    for provider in [Provider::S3, Provider::Gcs, Provider::Azure] {
+        let prices = Prices::read(None, provider.scheme(), None).unwrap();
+        for tier in provider.tiers() {
+            assert!(prices.find(tier).is_some(), "{} {tier}", provider.name());
+        }
+    }
 }
 
 #[test]

@@ -109,6 +109,95 @@ fn two_ingestions_at_once_share_the_work_and_agree() {
     assert!(files(&workplace.path("alone")) == files(&workplace.path("shared")));
 }
 
+/// A file of rows with the numbers `from..to`.
+fn numbers(workplace: &Workplace, name: &str, from: u32, to: u32) {
+    std::fs::create_dir_all(workplace.path("source")).unwrap();
+    let lines: String = (from..to).map(|n| format!("{n},row {n}\n")).collect();
+    std::fs::write(workplace.path(&format!("source/{name}")), format!("number,text\n{lines}")).unwrap();
+}
+
+/// The numbers of all rows of a dataset that was written as MDS, in order, by its own shards.
+fn numbers_of(workplace: &Workplace, target: &str) -> Vec<u32> {
+    let shards = updraft_data::shards::Shards::open(
+        workplace.path(target).to_str().unwrap(),
+        None,
+        1 << 30,
+        &updraft_data::Access::default(),
+    );
+    let mut all = Vec::new();
+    for reader in shards.unwrap().readers {
+        for block in 0..reader.blocks().len() {
+            let rows = reader.read_block(block).unwrap();
+            let at = rows.schema.index_of("number").unwrap();
+            let Cells::Numbers(tensor) = &rows.columns[at] else { panic!("numbers are numbers") };
+            all.extend(tensor.as_slice::<i64>().unwrap().iter().map(|n| u32::try_from(*n).unwrap()));
+        }
+    }
+    all
+}
+
+#[test]
+fn what_is_appended_comes_once_behind_what_is_there() {
+    let workplace = Workplace::new();
+    numbers(&workplace, "a.csv", 0, 70);
+    let more = ["data", "ingest", "source", "set", "--shard-rows", "50", "--append"];
+    let first = workplace.json(&more);
+    assert_eq!((first["rows"].as_u64(), first["inputs_known"].as_u64()), (Some(70), Some(0)));
+    // A dataset that was made without `--append` may grow, too, and is the same version.
+    let whole = workplace.json(&["data", "ingest", "source", "set", "--shard-rows", "50"]);
+    assert_eq!(whole["version"], first["version"]);
+
+    numbers(&workplace, "b.csv", 70, 130);
+    numbers(&workplace, "c.csv", 130, 140);
+    let grown = workplace.json(&more);
+    assert_eq!((grown["rows"].as_u64(), grown["inputs_known"].as_u64()), (Some(70), Some(1)));
+    assert_eq!(numbers_of(&workplace, "set"), (0..140).collect::<Vec<_>>());
+    let index: Value = serde_json::from_slice(&std::fs::read(workplace.path("set/index.json")).unwrap()).unwrap();
+    assert_eq!(index["shards"].as_array().unwrap().len(), 4);
+
+    let again = workplace.json(&more);
+    assert_eq!((again["rows"].as_u64(), &again["version"]), (Some(0), &grown["version"]));
+    // The version before can still be read, and the newest one knows of both.
+    assert_eq!(workplace.json(&["data", "inspect", "set", "--full"])["dataset"]["rows"], 140);
+
+    std::fs::write(workplace.path("other.csv"), "number\n1\n").unwrap();
+    let (_, message) = workplace.failure(&["data", "ingest", "other.csv", "set", "--append"]);
+    assert!(message.contains("text") && message.contains("appended"), "{message}");
+    let (_, message) = workplace.failure(&["data", "ingest", "source", "set", "--append", "--format", "parquet"]);
+    assert!(message.contains("is mds") && message.contains("would be parquet"), "{message}");
+    assert_eq!(numbers_of(&workplace, "set").len(), 140);
+}
+
+#[test]
+fn several_may_append_at_once_and_nothing_is_lost_or_doubled() {
+    let workplace = Workplace::new();
+    for part in 0..4 {
+        numbers(&workplace, &format!("{part}.csv"), part * 100, part * 100 + 100);
+    }
+    let start = |source: &str| {
+        workplace
+            .command(&["data", "ingest", source, "set", "--append", "--shard-rows", "40"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // Two of them have an input in common.
+    let sources = ["source/0.csv", "source/1.csv", "source/2.csv", "source/3.csv", "source/1.csv", "source"];
+    let running: Vec<_> = sources.iter().map(|source| start(source)).collect();
+    for (source, child) in sources.iter().zip(running) {
+        let output = child.wait_with_output().unwrap();
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert!(message.contains("run the same once more"), "{message}");
+            workplace.json(&["data", "ingest", source, "set", "--append", "--shard-rows", "40"]);
+        }
+    }
+    let mut found = numbers_of(&workplace, "set");
+    found.sort_unstable();
+    assert_eq!(found, (0..400).collect::<Vec<_>>());
+}
+
 #[test]
 fn an_ingested_dataset_has_the_rows_and_statistics_of_its_source() {
     let workplace = Workplace::new();

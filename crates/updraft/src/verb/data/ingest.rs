@@ -7,7 +7,8 @@ use serde_json::json;
 use updraft_base::units;
 use updraft_data::ShardFormat;
 use updraft_data::config::Resize;
-use updraft_data::ingest::{IngestOptions, commit, ingest};
+use updraft_data::ingest::{IngestOptions, append, commit, ingest, not_yet_in};
+use updraft_data::manifest::Manifest;
 use updraft_data::shards::Shards;
 use updraft_data::write::WriteOptions;
 
@@ -23,6 +24,10 @@ use crate::failure::{Failure, Kind};
 /// Resumable and repeatable: a shard is named by the digest of its input and of what is done to it, and put only where it
 /// does not exist. A run that was killed goes on where it was; several at a time share the work; all end in the same bytes
 /// and the same manifest. The source is not changed.
+///
+/// With `--append` the rows come behind those that the dataset has, as a new version. Files of the source whose content the
+/// dataset was made of are left out, so the same folder may be given each time that it has grown; a file that was changed
+/// is a new one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The dataset to read.
@@ -40,6 +45,10 @@ pub struct Args {
     /// The size of a shard, as its rows take in memory.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     shard_size: u64,
+
+    /// Put the rows behind those that are there.
+    #[arg(long)]
+    append: bool,
 
     /// Rows of a shard, instead of a size.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -124,23 +133,38 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         // Processes that start together begin apart.
         first_unit: context.clock.now_unix_ms(),
     };
-    let inputs = shards.inputs()?;
+    let mut inputs = shards.inputs()?;
+    let given = inputs.len();
+    if args.append {
+        inputs = not_yet_in(&target, inputs, &options)?;
+    }
+    let known = given - inputs.len();
     let start_ns = context.clock.monotonic_ns();
-    let task = context.progress.task("ingest", shards.readers.iter().map(|r| r.rows()).sum(), "rows");
-    let ingested = ingest(&inputs, &target, &options, |done, _| task.at(done, String::new))?;
-    task.finish();
-    let version = commit(&ingested, &options, &target)?;
+    let (ingested, version) = match Manifest::latest(&target)?.filter(|_| known > 0 && inputs.is_empty()) {
+        Some(version) => (None, version),
+        None => {
+            let task = context.progress.task("ingest", inputs.iter().map(|i| i.reader.rows()).sum(), "rows");
+            let ingested = ingest(&inputs, &target, &options, |done, _| task.at(done, String::new))?;
+            task.finish();
+            let version = if args.append { append } else { commit }(&ingested, &options, &target)?;
+            (Some(ingested), version)
+        }
+    };
     let elapsed_ns = context.clock.monotonic_ns() - start_ns;
-    let bytes: u64 = ingested.shards.iter().map(|s| s.bytes).sum();
-    let rate = ingested.rows as f64 / (elapsed_ns.max(1) as f64 / 1e9);
-    let mut text =
-        format!("{} rows in {} shards of {format}, {}\n", ingested.rows, ingested.shards.len(), units::bytes(bytes));
-    text.push_str(&format!("{} made, {} found\n", ingested.made, ingested.shards.len() as u64 - ingested.made));
+    let (rows, made) = ingested.as_ref().map_or((0, 0), |ingested| (ingested.rows, ingested.made));
+    let shards = ingested.map(|ingested| ingested.shards).unwrap_or_default();
+    let bytes: u64 = shards.iter().map(|s| s.bytes).sum();
+    let rate = rows as f64 / (elapsed_ns.max(1) as f64 / 1e9);
+    let mut text = format!("{rows} rows in {} shards of {format}, {}\n", shards.len(), units::bytes(bytes));
+    text.push_str(&format!("{made} made, {} found\n", shards.len() as u64 - made));
+    if known > 0 {
+        text.push_str(&format!("{known} of {given} shards of the source are in the dataset already\n"));
+    }
     text.push_str(&format!("{}, {rate:.0} rows/s\n", units::duration_ns(elapsed_ns)));
     text.push_str(&format!("version {version}\n"));
     let json = json!({
-        "source": args.source, "target": args.target, "format": format, "rows": ingested.rows, "bytes": bytes,
-        "shards": ingested.shards.iter().map(|s| &s.key).collect::<Vec<_>>(), "made": ingested.made,
+        "source": args.source, "target": args.target, "format": format, "rows": rows, "bytes": bytes,
+        "shards": shards.iter().map(|s| &s.key).collect::<Vec<_>>(), "made": made, "inputs": given, "inputs_known": known,
         "version": version, "elapsed_ns": elapsed_ns, "rows_per_second": rate,
     });
     Ok(Answer { text, json })

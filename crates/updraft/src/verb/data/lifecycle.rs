@@ -25,8 +25,9 @@ use crate::table::table;
 /// digest of the plan that was shown; an object that has changed since is left alone. What moves is read and written once
 /// more, through this machine, and its age begins again; the provider's configuration moves in place.
 ///
-/// Savings are whole micro-dollars by a price table with date and source; it knows Google Cloud Storage, others with
-/// `--prices`. Retrieval fees by the readings of the log and shortest times of storage count, request charges do not.
+/// Savings are whole micro-dollars by a price table with date and source; it knows some regions of Google Cloud, one of S3
+/// and one of Azure, others with `--prices`. Retrieval fees by the readings of the log, shortest times of storage and least
+/// sizes count, request charges do not. What a live version names does not go where it could not be read.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where the objects lie.
@@ -42,12 +43,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     access_log: Option<PathBuf>,
 
-    /// The region whose prices count [default: us-central1 for gs://].
+    /// The region whose prices count [default: the first one in the table, us-east-1 for s3://, us-central1 for
+    /// gs://, eastus2 for az://].
     #[arg(long, value_name = "REGION")]
     region: Option<String>,
 
     /// Prices: CSV with the columns provider, region, tier, micro_usd_per_gib_month, retrieval_micro_usd_per_gib, days_min,
-    /// date, source.
+    /// date, source, and where small objects count for more billed_bytes_min.
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
 
@@ -94,9 +96,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         None => Provider::of_url(&args.url),
     };
     let table = args.prices.as_ref().map(|path| std::fs::read(path).map_err(|e| Failure::io("read", path, &e)));
-    let default_region = if provider == Provider::Gcs { "us-central1" } else { "" };
-    let region = args.region.as_deref().unwrap_or(default_region);
-    let prices = Prices::read(table.transpose()?.as_deref(), provider.scheme(), region)
+    let prices = Prices::read(table.transpose()?.as_deref(), provider.scheme(), args.region.as_deref())
         .map_err(|e| Failure::of(Kind::Usage, &e))?;
     let tier = args.from_tier.as_deref().or(provider.tiers().first().copied()).unwrap_or("");
     if !tier.is_empty() && !provider.tiers().contains(&tier) {
