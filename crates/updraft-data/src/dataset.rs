@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use updraft_base::{Digest, Hasher, Key};
@@ -15,7 +14,7 @@ use crate::error::{DataError, known_names};
 use crate::filter::Filter;
 use crate::mixture::Weights;
 use crate::order::Shuffle;
-use crate::picture::{Picture, PicturePlan, Workspace};
+use crate::picture::Workspace;
 use crate::source::place::is_url;
 use crate::source::{self, Access, Cells, Source};
 use crate::stall::{Stage, Stopwatch};
@@ -23,6 +22,9 @@ use crate::text::Vocabulary;
 use crate::transform::Plan;
 
 mod pack;
+mod pictures;
+
+use pictures::PictureCache;
 
 /// Samples, numbered from 0, each a few tensors.
 pub struct Dataset {
@@ -360,92 +362,6 @@ impl Dataset {
         Err(DataError::Memory { path, what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
     }
 
-    fn pictures(
-        &self,
-        tensor: &PlannedTensor,
-        plan: &PicturePlan,
-        samples: &[u64],
-        key: &Key,
-        watch: &mut Stopwatch,
-    ) -> Result<Tensor, DataError> {
-        let column = tensor.columns[0];
-        let failed = |sample: u64| {
-            move |reason: String| DataError::Sample {
-                sample: self.source.row_name(sample),
-                column: self.columns[column].clone(),
-                reason,
-            }
-        };
-        let missing: Vec<u64> = samples.iter().copied().filter(|s| tensor.cache.get(*s).is_none()).collect();
-        let read = self.source.read(&[column], &missing)?.pop();
-        watch.fetched_bytes += read.as_ref().map_or(0, Cells::memory_bytes);
-        let mut encoded = match read {
-            Some(Cells::Bytes(cells)) => cells.into_iter(),
-            Some(Cells::Numbers(t)) if t.is_empty() => Vec::new().into_iter(),
-            _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
-        };
-        watch.lap(Stage::Fetch);
-
-        let mut workspace = Workspace::default();
-        let mut batch: Option<(Tensor, [usize; 3])> = None;
-        for (index, sample) in samples.iter().enumerate() {
-            let kept = tensor.cache.get(*sample).cloned();
-            let prepared = match kept {
-                // Cached since `missing` was listed: then its cell must still be taken off the list.
-                Some(picture) => {
-                    if missing.contains(sample) {
-                        encoded.next();
-                    }
-                    Prepared::Kept(picture)
-                }
-                None => {
-                    let cell = encoded.next().unwrap_or_default();
-                    tensor.cache.keep(*sample, plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?)
-                }
-            };
-            watch.lap(Stage::Decode);
-            let picture = if plan.is_random() {
-                let own = match prepared {
-                    Prepared::Kept(shared) => Picture::clone(&shared),
-                    Prepared::Own(picture) => picture,
-                };
-                let varied = plan.vary(own, &key.child_index(*sample), &mut workspace);
-                Prepared::Own(varied.map_err(failed(*sample))?)
-            } else {
-                prepared
-            };
-            watch.lap(Stage::Transform);
-            let shape = [picture.channels, picture.height, picture.width];
-            if batch.is_none() {
-                let whole = [samples.len(), shape[0], shape[1], shape[2]];
-                // Every element of either is written below.
-                let memory =
-                    tensor.take_spare(plan.dtype(), &whole).map_or_else(|| Tensor::zeros(plan.dtype(), &whole), Ok);
-                batch = Some((memory.map_err(|e| DataError::tensor(&tensor.name, e.to_string()))?, shape));
-            }
-            if let Some((stacked, first_shape)) = &mut batch {
-                if shape != *first_shape || self.facts.tensors.iter().any(|t| t.name == tensor.name && t.shape != shape)
-                {
-                    let [channels, height, width] = *first_shape;
-                    return Err(failed(*sample)(format!(
-                        "{shape:?} channels, height and width differ from the [{channels}, {height}, {width}] of others; \
-                         add `resize` or a crop"
-                    )));
-                }
-                let bytes = stacked.byte_len() / samples.len();
-                plan.write(&picture, &mut stacked.bytes_mut()[index * bytes..][..bytes]);
-            }
-            if let Prepared::Own(picture) = picture {
-                workspace.reclaim(picture);
-            }
-            watch.lap(Stage::Collate);
-        }
-        match batch {
-            Some((stacked, _)) => Ok(stacked),
-            None => Err(DataError::tensor(&tensor.name, "a batch of no samples")),
-        }
-    }
-
     /// Lists that all are of one length, as the rows of a tensor.
     fn stacked(&self, tensor: &PlannedTensor, lists: &[Tensor], samples: &[u64]) -> Result<Tensor, DataError> {
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
@@ -603,65 +519,4 @@ fn pipeline_digest(
     hasher.field(&plain);
     hasher.field(&serde_json::to_vec(&(sources, &config.filter, &config.pack))?);
     Ok(hasher.finish())
-}
-
-/// Decoded pictures of the first samples, as many as memory allows. They are kept in 8 bits a channel, before anything
-/// random and before they become floats, which take four times the memory and little time to make.
-#[derive(Default)]
-struct PictureCache {
-    slots: Vec<OnceLock<Arc<Picture>>>,
-    free_bytes: AtomicU64,
-}
-
-impl PictureCache {
-    fn new(allowed_bytes: u64, sample: &Picture, samples: u64) -> PictureCache {
-        let slot_bytes = size_of::<OnceLock<Arc<Picture>>>() as u64;
-        let count = samples.min(allowed_bytes / (slot_bytes + picture_bytes(sample)));
-        let slots = (0..count).map(|_| OnceLock::new()).collect();
-        PictureCache { slots, free_bytes: AtomicU64::new(allowed_bytes.saturating_sub(count * slot_bytes)) }
-    }
-
-    fn get(&self, sample: u64) -> Option<&Arc<Picture>> {
-        self.slots.get(usize::try_from(sample).ok()?)?.get()
-    }
-
-    /// Keeps the picture if there is a slot and memory for it.
-    fn keep(&self, sample: u64, picture: Picture) -> Prepared {
-        let bytes = picture_bytes(&picture);
-        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else {
-            return Prepared::Own(picture);
-        };
-        let take = |free: u64| free.checked_sub(bytes);
-        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            return Prepared::Own(picture);
-        }
-        // A copy, because the picture's own memory may have room for a far larger one, and serves the next.
-        if slot.set(Arc::new(picture.clone())).is_err() {
-            // Another thread was first.
-            self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        Prepared::Own(picture)
-    }
-}
-
-/// A picture before its random steps.
-enum Prepared {
-    Kept(Arc<Picture>),
-    Own(Picture),
-}
-
-impl std::ops::Deref for Prepared {
-    type Target = Picture;
-
-    fn deref(&self) -> &Picture {
-        match self {
-            Prepared::Kept(picture) => picture,
-            Prepared::Own(picture) => picture,
-        }
-    }
-}
-
-/// What a kept picture takes: pixels, fields, and the counts of the `Arc`.
-fn picture_bytes(picture: &Picture) -> u64 {
-    (picture.pixels.len() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
 }

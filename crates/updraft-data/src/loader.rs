@@ -25,6 +25,7 @@ pub use token::{Drift, LoaderToken};
 
 mod plan;
 mod queue;
+mod stream;
 mod token;
 
 /// How samples become batches.

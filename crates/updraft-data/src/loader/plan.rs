@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use updraft_base::Key;
 
+use super::stream::Stream;
 use super::{LoaderOptions, Tail};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::lanes::{LaneEpoch, Lanes, Share};
-use crate::mixture::Mixture;
 use crate::order::{EpochOrder, Order};
 use crate::packing::{LaneState, Packer, Piece};
 
@@ -31,6 +31,9 @@ pub(crate) enum RowPlan {
     /// Pieces of samples.
     Packed(Vec<Vec<Piece>>),
 }
+
+/// Samples whose weights are asked for together where they come from one place.
+const WEIGHED_AT_ONCE: u64 = 1024;
 
 /// What a batch is made of.
 pub(crate) struct BatchPlan {
@@ -266,12 +269,8 @@ impl Planner {
 
     /// States of steps before this one are not needed any more.
     pub(crate) fn forget_before(&self, step: u64) {
-        if let OrderKind::Stream(Stream { stage: Some(stage), .. }) = &self.kind {
-            let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = progress.known.split_off(&step);
-            if !kept.is_empty() {
-                progress.known = kept;
-            }
+        if let OrderKind::Stream(stream) = &self.kind {
+            stream.forget_before(step);
         }
     }
 }
@@ -337,288 +336,6 @@ fn list(dataset: &Dataset, order: &EpochOrder) -> Result<Vec<Vec<Piece>>, DataEr
     Ok(rows)
 }
 
-fn packer(dataset: &Dataset) -> Option<Packer> {
+pub(super) fn packer(dataset: &Dataset) -> Option<Packer> {
     dataset.pack().map(|pack| Packer { length: pack.length as u64, fill: pack.fill })
-}
-
-/// Samples whose weights are asked for together where they come from one place.
-const WEIGHED_AT_ONCE: u64 = 1024;
-
-/// Samples of a lane that are weighed together with those of other lanes.
-const WEIGHED_OF_A_LANE: usize = 8;
-
-/// Lanes without end, each over its own lane of every source.
-struct Stream {
-    sources: Vec<StreamSource>,
-    mixture: Option<Mixture>,
-    lanes: u64,
-    batch_size: u64,
-    stage: Option<Stage>,
-}
-
-struct StreamSource {
-    /// The number of the source's first sample in the dataset.
-    first_sample: u64,
-    lanes: Lanes,
-    /// Orders of the epochs asked for last; lanes of one length are never more than two epochs apart in a step, and those
-    /// that a stage drives a few more.
-    epochs: Mutex<VecDeque<(u64, Arc<LaneEpoch>)>>,
-}
-
-const EPOCHS_KEPT: usize = 4;
-
-/// A stage that drops or joins samples.
-struct Stage {
-    packer: Option<Packer>,
-    /// The lanes that this rank owns.
-    owned: Vec<u64>,
-    progress: Mutex<Progress>,
-}
-
-struct Progress {
-    /// Where lanes stand before some steps.
-    known: BTreeMap<u64, Arc<BTreeMap<u64, LaneState>>>,
-    /// Where they stand before `next_step`, and what was weighed ahead.
-    next_step: u64,
-    states: BTreeMap<u64, LaneState>,
-    ahead: BTreeMap<u64, VecDeque<Weighed>>,
-}
-
-struct Weighed {
-    /// The sample's index in its lane.
-    index: u64,
-    sample: u64,
-    len: Option<u64>,
-}
-
-impl Stream {
-    fn new(dataset: &Dataset, options: &LoaderOptions, lanes: u64, share: Option<&Share>) -> Result<Stream, DataError> {
-        let key = Key::new(options.seed);
-        let mut sources = Vec::new();
-        let mut first_sample = 0;
-        for (number, blocks) in dataset.sources().enumerate() {
-            // One source has the order that it would have without a mixture.
-            let key = if dataset.weights().is_empty() { key } else { key.child("source").child_index(number as u64) };
-            let source_lanes = Lanes::new(&key, blocks, lanes, options.shuffle);
-            let samples = source_lanes.len();
-            if samples < lanes {
-                return Err(DataError::Loader(format!(
-                    "source {number} has {samples} samples, too few for {lanes} lanes; take fewer lanes"
-                )));
-            }
-            sources.push(StreamSource { first_sample, lanes: source_lanes, epochs: Mutex::default() });
-            first_sample += samples;
-        }
-        let mixture = match dataset.weights() {
-            [] => None,
-            weights => Some(Mixture::new(&key, sources.len(), lanes, weights).map_err(DataError::Loader)?),
-        };
-        let stage = dataset.is_many_to_one().then(|| {
-            let owned: Vec<u64> = (0..lanes).filter(|lane| share.is_none_or(|s| s.has_lane(*lane))).collect();
-            let states: BTreeMap<u64, LaneState> = owned.iter().map(|lane| (*lane, LaneState::default())).collect();
-            let known = BTreeMap::from([(0, Arc::new(states.clone()))]);
-            let progress = Mutex::new(Progress { known, next_step: 0, states, ahead: BTreeMap::new() });
-            Stage { packer: packer(dataset), owned, progress }
-        });
-        Ok(Stream { sources, mixture, lanes, batch_size: options.batch_size as u64, stage })
-    }
-
-    /// The sample at an index of a lane.
-    fn sample_at(&self, lane: u64, index: u64) -> u64 {
-        let (source, index) = match &self.mixture {
-            Some(mixture) => mixture.at(lane, index),
-            None => (0, index),
-        };
-        let source = &self.sources[source];
-        let len = source.lanes.lane_len(lane);
-        let order = source.order(index / len);
-        let mut sample = [0];
-        order.fill(lane, index % len, &mut sample);
-        source.first_sample + sample[0]
-    }
-
-    fn rows(
-        &self,
-        dataset: &Dataset,
-        step: u64,
-        own_rows: impl Iterator<Item = u64>,
-    ) -> Result<Vec<Vec<Piece>>, DataError> {
-        let positions = own_rows.map(|row| step * self.batch_size + row);
-        let Some(stage) = &self.stage else {
-            let whole = |position: u64| {
-                let sample = self.sample_at(position % self.lanes, position / self.lanes);
-                vec![Piece { sample, offset: 0, len: 1 }]
-            };
-            return Ok(positions.map(whole).collect());
-        };
-        let lanes: Vec<u64> = positions.map(|position| position % self.lanes).collect();
-        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        self.go_to(dataset, stage, &mut progress, step)?;
-        self.take_step(dataset, stage, &mut progress, &lanes)
-    }
-
-    fn states(&self, dataset: &Dataset, step: u64) -> Result<BTreeMap<u64, LaneState>, DataError> {
-        let Some(stage) = &self.stage else { return Ok(BTreeMap::new()) };
-        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = progress.known.get(&step) {
-            return Ok(BTreeMap::clone(known));
-        }
-        self.go_to(dataset, stage, &mut progress, step)?;
-        Ok(progress.states.clone())
-    }
-
-    fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
-        let Some(stage) = &self.stage else { return Ok(()) };
-        let mut own = BTreeMap::new();
-        for lane in &stage.owned {
-            let state = states.get(lane).cloned().or_else(|| (step == 0).then(LaneState::default));
-            own.insert(*lane, state.ok_or(*lane)?);
-        }
-        let known = BTreeMap::from([(step, Arc::new(own.clone()))]);
-        let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        *progress = Progress { known, next_step: step, states: own, ahead: BTreeMap::new() };
-        Ok(())
-    }
-
-    /// Brings the lanes to where they stand before a step.
-    fn go_to(&self, dataset: &Dataset, stage: &Stage, progress: &mut Progress, step: u64) -> Result<(), DataError> {
-        if progress.next_step != step {
-            let Some((from, states)) = progress.known.range(..=step).next_back() else {
-                return Err(DataError::Loader(format!("step {step} lies before the step that was resumed from")));
-            };
-            (progress.next_step, progress.states) = (*from, BTreeMap::clone(states));
-            progress.ahead.clear();
-        }
-        while progress.next_step < step {
-            let first = progress.next_step * self.batch_size;
-            let lanes = (first..first + self.batch_size).map(|position| position % self.lanes);
-            let own: Vec<u64> = lanes.filter(|lane| stage.owned.binary_search(lane).is_ok()).collect();
-            self.take_step(dataset, stage, progress, &own)?;
-        }
-        Ok(())
-    }
-
-    /// The rows of the next step, one from each of `lanes` in turn.
-    fn take_step(
-        &self,
-        dataset: &Dataset,
-        stage: &Stage,
-        progress: &mut Progress,
-        lanes: &[u64],
-    ) -> Result<Vec<Vec<Piece>>, DataError> {
-        let mut rows = Vec::with_capacity(lanes.len());
-        let Progress { states, ahead, .. } = progress;
-        for lane in lanes {
-            let mut state = states.remove(lane).unwrap_or_default();
-            let row = self.next_row(dataset, stage, *lane, &mut state, states, ahead);
-            states.insert(*lane, state);
-            match row {
-                Ok(row) => rows.push(row),
-                Err(error) => {
-                    // Half a step was taken: the next call begins at a known one.
-                    progress.next_step = u64::MAX;
-                    return Err(error);
-                }
-            }
-        }
-        progress.next_step += 1;
-        let states = Arc::new(progress.states.clone());
-        progress.known.insert(progress.next_step, states);
-        Ok(rows)
-    }
-
-    fn next_row(
-        &self,
-        dataset: &Dataset,
-        stage: &Stage,
-        lane: u64,
-        state: &mut LaneState,
-        others: &BTreeMap<u64, LaneState>,
-        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
-    ) -> Result<Vec<Piece>, DataError> {
-        let mut next = |cursor: &mut u64| self.next_document(dataset, stage, lane, cursor, others, ahead);
-        match &stage.packer {
-            Some(packer) => packer.next_row(state, next),
-            None => next(&mut state.cursor).map(|document| vec![document]),
-        }
-    }
-
-    /// The next sample of a lane that the filter lets through, and that has any tokens.
-    fn next_document(
-        &self,
-        dataset: &Dataset,
-        stage: &Stage,
-        lane: u64,
-        cursor: &mut u64,
-        others: &BTreeMap<u64, LaneState>,
-        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
-    ) -> Result<Piece, DataError> {
-        // Each source of a mixture comes round in a lane within its length over its share; ten times all of it is plenty.
-        let most = 10
-            * self
-                .sources
-                .iter()
-                .map(|s| s.lanes.lane_len(lane))
-                .sum::<u64>()
-                .saturating_mul(self.sources.len() as u64);
-        let first = *cursor;
-        loop {
-            match ahead.get_mut(&lane).and_then(VecDeque::pop_front) {
-                Some(weighed) => {
-                    *cursor = weighed.index + 1;
-                    if let Some(len) = weighed.len.filter(|len| *len > 0) {
-                        return Ok(Piece { sample: weighed.sample, offset: 0, len });
-                    }
-                    if *cursor - first >= most {
-                        let reason = format!("no sample of lane {lane} passes the filter with any content");
-                        return Err(DataError::Loader(reason));
-                    }
-                }
-                None => self.weigh_ahead(dataset, stage, lane, *cursor, others, ahead)?,
-            }
-        }
-    }
-
-    /// Weighs some samples of a lane, and of the other lanes that have none left: a source reads many rows at once
-    /// faster than one at a time.
-    fn weigh_ahead(
-        &self,
-        dataset: &Dataset,
-        stage: &Stage,
-        lane: u64,
-        cursor: u64,
-        others: &BTreeMap<u64, LaneState>,
-        ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
-    ) -> Result<(), DataError> {
-        let mut wanted = Vec::new();
-        for other in &stage.owned {
-            let from = if *other == lane { Some(cursor) } else { others.get(other).map(|s| s.cursor) };
-            let queued = ahead.get(other).map_or(0, VecDeque::len);
-            if let (Some(from), 0) = (from, queued) {
-                let indices = from..from + WEIGHED_OF_A_LANE as u64;
-                wanted.extend(indices.map(|index| (*other, index, self.sample_at(*other, index))));
-            }
-        }
-        let samples: Vec<u64> = wanted.iter().map(|(_, _, sample)| *sample).collect();
-        let lens = dataset.weigh(&samples)?;
-        for ((lane, index, sample), len) in wanted.into_iter().zip(lens) {
-            ahead.entry(lane).or_default().push_back(Weighed { index, sample, len });
-        }
-        Ok(())
-    }
-}
-
-impl StreamSource {
-    fn order(&self, epoch: u64) -> Arc<LaneEpoch> {
-        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, order)) = epochs.iter().find(|(e, _)| *e == epoch) {
-            return order.clone();
-        }
-        let order = Arc::new(self.lanes.epoch(epoch));
-        if epochs.len() == EPOCHS_KEPT {
-            epochs.pop_front();
-        }
-        epochs.push_back((epoch, order.clone()));
-        order
-    }
 }

@@ -7,7 +7,9 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use updraft_base::{Clock, SystemClock};
+use updraft_sim::{Dialect, ObjectServer};
 
+use crate::data::{environment, on_server};
 use crate::transform::engine::{UNITS, assert_whole, digits, records, slow_recipe};
 use crate::workplace::Workplace;
 
@@ -19,8 +21,13 @@ struct Process {
 
 impl Process {
     fn start(workplace: &Workplace, arguments: &[&str]) -> Process {
+        Process::start_in(workplace, arguments, &[])
+    }
+
+    fn start_in(workplace: &Workplace, arguments: &[&str], environment: &[(String, String)]) -> Process {
         std::fs::create_dir_all(workplace.path("tmp")).unwrap();
         let mut command = workplace.command(arguments);
+        command.envs(environment.iter().cloned());
         command.env("TMPDIR", workplace.path("tmp")).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let said = Arc::new(Mutex::new(Vec::new()));
@@ -129,6 +136,28 @@ fn every_shard_is_made_exactly_once_though_an_executor_is_killed_in_the_middle_o
     drop((first, second));
     let again = workplace.json(&["data", "transform", "cluster.toml", "--cluster", &address]);
     assert_eq!((again["made"].as_u64(), &again["version"]), (Some(0), &alone["version"]));
+}
+
+#[test]
+fn executors_reach_stores_by_their_own_environment() {
+    let workplace = digits();
+    let server = ObjectServer::start(Dialect::S3, None).unwrap();
+    for (name, target) in [("alone.toml", "alone"), ("far.toml", "s3://bucket/far")] {
+        std::fs::write(workplace.path(name), slow_recipe(target)).unwrap();
+    }
+    let alone = workplace.json(&["data", "transform", "alone.toml"]);
+    let (_scheduler, address) = scheduler(&workplace);
+    let arguments = ["data", "cluster", "executor", "--scheduler", &address, "--threads", "2"];
+    let executor = Process::start_in(&workplace, &arguments, &environment(&server));
+    executor.wait_for("executor at ");
+    let arguments = ["data", "transform", "far.toml", "--cluster", &address, "--json"];
+    let far: serde_json::Value = serde_json::from_str(&on_server(&workplace, &server, &arguments)).unwrap();
+    assert_eq!((&far["version"], far["made"].as_u64()), (&alone["version"], Some(UNITS)));
+    assert_eq!(executor.units().1 as u64, UNITS);
+    let (shards, made) = (far["shards"].as_array().unwrap(), server.objects());
+    let made: Vec<&str> =
+        made.keys().filter_map(|key| key.strip_prefix("far/")).filter(|k| k.starts_with("shard-")).collect();
+    assert_eq!(made, shards.iter().map(|key| key.as_str().unwrap()).collect::<Vec<_>>());
 }
 
 #[test]

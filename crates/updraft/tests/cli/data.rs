@@ -438,13 +438,16 @@ fn what_one_process_read_the_next_finds_on_disk() {
     assert!(code != 0 && message.contains("file"), "{message}");
 }
 
+/// What tells a process of a server that speaks S3.
+pub fn environment(server: &ObjectServer) -> Vec<(String, String)> {
+    let settings = server.url_and_settings().1;
+    let named = settings.into_iter().map(|(name, value)| (format!("AWS_{}", name.to_uppercase()), value));
+    named.chain([("AWS_REGION".to_owned(), "us-east-1".to_owned())]).collect()
+}
+
 /// Runs a verb on a server; its answer.
-fn on_server(workplace: &Workplace, server: &ObjectServer, arguments: &[&str]) -> String {
-    let mut command = workplace.command(arguments);
-    for (name, value) in server.url_and_settings().1 {
-        command.env(format!("AWS_{}", name.to_uppercase()), value);
-    }
-    let output = command.env("AWS_REGION", "us-east-1").output().unwrap();
+pub fn on_server(workplace: &Workplace, server: &ObjectServer, arguments: &[&str]) -> String {
+    let output = workplace.command(arguments).envs(environment(server)).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

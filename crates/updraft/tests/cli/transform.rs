@@ -28,9 +28,11 @@ pub mod engine {
 
     use serde_json::Value;
     use updraft_base::{Clock, Digest, Key, SystemClock};
+    use updraft_sim::{Dialect, ObjectServer};
     use updraft_store::{AccessOptions, Objects};
 
     use super::Workplace;
+    use crate::data::on_server;
 
     /// Units of a job that takes a while.
     pub const UNITS: u64 = 24;
@@ -79,6 +81,33 @@ pub mod engine {
         let said: Vec<&str> = answer["shards"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
         assert_eq!(shards, said, "{target}: every shard exactly once");
         assert_eq!(objects, self::objects(&workplace.path(expected)), "{target} is {expected}, byte by byte");
+    }
+
+    #[test]
+    fn datasets_in_object_stores_are_transformed_as_those_in_folders() {
+        let workplace = digits();
+        let server = ObjectServer::start(Dialect::S3, None).unwrap();
+        let transform = |name: &str, source: &str, target: &str| -> Value {
+            let recipe = format!(
+                "source = \"{source}\"\ntarget = \"{target}\"\nsql = \"select image, label from data where label < 5\"\n\n\
+                 [[steps]]\nresize = {{ columns = [\"image\"], to = [14, 14] }}\n\n[write]\nformat = \"parquet\"\nshard_rows = 200\n"
+            );
+            std::fs::write(workplace.path(name), recipe).unwrap();
+            serde_json::from_str(&on_server(&workplace, &server, &["data", "transform", name, "--json"])).unwrap()
+        };
+        let near = transform("near.toml", "raw", "near");
+        let far = transform("far.toml", "raw", "s3://bucket/far");
+        assert_eq!((&far["version"], far["made"].as_u64()), (&near["version"], near["made"].as_u64()));
+        // What lies in the store is known by what it holds, so the next one is the same, too.
+        let near_again = transform("near-again.toml", "near", "near-again");
+        let far_again = transform("far-again.toml", "s3://bucket/far", "s3://bucket/far-again");
+        assert_eq!(far_again["version"], near_again["version"]);
+        assert_eq!(transform("far-again.toml", "s3://bucket/far", "s3://bucket/far-again")["made"], 0);
+        for key in far_again["shards"].as_array().unwrap() {
+            let key = key.as_str().unwrap();
+            let near = std::fs::read(workplace.path(&format!("near-again/{key}"))).unwrap();
+            assert!(server.objects()[&format!("far-again/{key}")][..] == near, "{key}");
+        }
     }
 
     #[test]
