@@ -274,6 +274,38 @@ fn what_decompresses_past_the_bound_is_refused() {
     assert!(error.contains("one/s.tfrecord.gz") && error.contains("more than memory_bytes"), "{error}");
 }
 
+/// One sample larger than all memory that was allowed, among small ones.
+#[test]
+fn an_enormous_sample_is_an_error_that_names_it() {
+    for format in WRITTEN {
+        let dir = tempfile::tempdir().unwrap();
+        let schema = Schema::new(vec![Column { name: "b".into(), kind: Kind::Bytes }]).unwrap();
+        let cells: Vec<Bytes> =
+            (0..4000).map(|row| Bytes::from(vec![row as u8; if row == 12 { 9 << 20 } else { 1024 }])).collect();
+        let rows = Rows::new(Arc::new(schema), vec![Cells::Bytes(cells)]).unwrap();
+        let name = format!("s.{}", format.name());
+        std::fs::write(dir.path().join(&name), write(format, &rows, &WriteOptions::default()).0).unwrap();
+        let config = format!(
+            "path = {:?}\nmemory_bytes = 8388608\n[[tensors]]\nname = \"b\"\ntransform = [{{ elements = \"u8\" }}]",
+            dir.path().join(&name)
+        );
+        let config: DatasetConfig = toml::from_str(&config).unwrap();
+        let outcome = Dataset::open(&config, Path::new("/")).and_then(|dataset| {
+            let options = LoaderOptions { batch_size: 10, threads: 0, ..LoaderOptions::default() };
+            let loader = Loader::new(dataset.into(), options)?;
+            (0..400).try_for_each(|step| loader.batch(step).map(drop))
+        });
+        let error = outcome.unwrap_err().to_string();
+        let place = match format {
+            ShardFormat::Parquet => "row group 0 takes",
+            ShardFormat::TfRecord => "a record of 9437212 bytes",
+            ShardFormat::Tar => "file `000000012.b` of 9437184 bytes",
+            _ => "sample 12 (byte 28531): it takes 9.00 MiB",
+        };
+        assert!(error.contains(&name) && error.contains(place) && error.contains("memory_bytes"), "{format}: {error}");
+    }
+}
+
 fn memory() -> Objects {
     Objects::open("memory:", &Default::default(), &AccessOptions::default()).unwrap()
 }

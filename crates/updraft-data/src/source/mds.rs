@@ -117,6 +117,7 @@ pub(crate) struct Mds {
     rows: u64,
     blocks: Vec<u64>,
     raw_bytes: u64,
+    memory_bytes: u64,
     offsets: OnceLock<Bytes>,
     /// Where the columns of the schema are in the layout.
     places: Vec<usize>,
@@ -159,6 +160,7 @@ impl Mds {
             schema: Arc::new(Schema { columns: Vec::new() }),
             places: Vec::new(),
             raw_bytes: known.raw_bytes,
+            memory_bytes: options.memory_bytes,
             offsets: OnceLock::new(),
             content,
             layout,
@@ -368,6 +370,7 @@ impl Mds {
         let (Some(first), Some(last)) = (rows.iter().min(), rows.iter().max()) else {
             return Ok((Bytes::new(), Vec::new()));
         };
+        self.check_sizes(rows)?;
         let span = last - first + 1;
         if self.content.is_compressed() || span <= 4 * rows.len() as u64 {
             let (bytes, borders) = self.samples(*first..last + 1)?;
@@ -390,6 +393,24 @@ impl Mds {
             picks.push((border(start)?, border(joined.len())?));
         }
         Ok((joined.into(), picks))
+    }
+}
+
+impl Mds {
+    /// Refuses a sample that takes more than all memory, before it is read. Blocks are planned by the mean of samples.
+    fn check_sizes(&self, rows: &[u64]) -> Result<(), DataError> {
+        let table = self.offsets()?;
+        let bytes = |row: u64| u32_at(table, row as usize + 1).saturating_sub(u32_at(table, row as usize));
+        let enormous = rows.iter().find(|row| u64::from(bytes(**row)) > self.memory_bytes);
+        enormous.map_or(Ok(()), |row| {
+            Err(DataError::Memory {
+                path: self.place(*row).into(),
+                what: "it".into(),
+                needed_bytes: bytes(*row).into(),
+                allowed_bytes: self.memory_bytes,
+                advice: "raise it, or write smaller samples",
+            })
+        })
     }
 }
 

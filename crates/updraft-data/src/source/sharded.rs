@@ -26,7 +26,7 @@ use crate::schema::Schema;
 use crate::source::Source;
 use crate::source::mds::Known;
 use crate::source::open_shard_known;
-use crate::source::shard::{ReadOptions, ShardReader};
+use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 
 /// Shards that are kept open, at most.
 const OPEN_MAX: usize = 1024;
@@ -119,14 +119,18 @@ impl Sharded {
                     (None, None) => shard.facts.bytes / shard.blocks.len() as u64 + 32 * rows,
                 };
                 if bytes > memory_bytes {
-                    let key = &shard.facts.key;
-                    return Err(DataError::Memory {
-                        path: objects.name(key).into(),
-                        what: format!("row group {block}"),
-                        needed_bytes: bytes,
-                        allowed_bytes: memory_bytes,
-                        advice: "raise it, or write the file with smaller row groups",
-                    });
+                    let first: u64 = shard.blocks[..block].iter().sum();
+                    let (what, advice) = match shard.facts.format {
+                        ShardFormat::Parquet => {
+                            (format!("row group {block}"), "raise it, or write the file with smaller row groups")
+                        }
+                        _ => (
+                            format!("what is read together of samples {first} to {}", (first + rows).saturating_sub(1)),
+                            "raise it, or write smaller samples",
+                        ),
+                    };
+                    let (path, needed_bytes) = (objects.name(&shard.facts.key).into(), bytes);
+                    return Err(DataError::Memory { path, what, needed_bytes, allowed_bytes: memory_bytes, advice });
                 }
                 let end = starts[starts.len() - 1].checked_add(*rows);
                 starts.push(end.ok_or_else(|| DataError::file(&name, "claims more than 2^64 rows"))?);
