@@ -1,5 +1,6 @@
 //! Takes shuffled batches as fast as they come, so that loaders can be compared:
 //! `load DATASET.toml BATCH SAMPLES THREADS` prints the time of the first batch, in Unix seconds, and the samples taken.
+//! Files whose digests are known from the run before are not hashed again.
 //! `load DATASET.toml BATCH SAMPLES THREADS CACHE_BYTES` takes epochs of so many samples shuffled within windows of
 //! blocks, and prints for three of them the bytes that were fetched past a cache of so many bytes.
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
@@ -9,7 +10,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use updraft_data::{Access, Cache, CacheOptions, Dataset, DatasetConfig, Loader, LoaderOptions, Shuffle, Tail, Wrap};
+use updraft_base::SystemClock;
+use updraft_data::{
+    Access, Cache, CacheOptions, Dataset, DatasetConfig, KnownDigests, Loader, LoaderOptions, Shuffle, Tail, Wrap,
+};
 
 /// Epochs over a cache.
 const EPOCHS: u64 = 3;
@@ -36,7 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         wrap
     });
-    let dataset = Dataset::open_with(&config, folder, &Access { wrap, ..Access::default() })?;
+    let known = Arc::new(KnownDigests::new(&folder.join("known"), Arc::new(SystemClock::new())));
+    let dataset = Dataset::open_with(&config, folder, &Access { wrap, known: Some(known), ..Access::default() })?;
     let options = LoaderOptions {
         batch_size: batch,
         seed: 1,

@@ -82,6 +82,6 @@ pub use schema::{Column, Kind, Schema};
 pub use source::resolve::Shards;
 pub use source::shard::{self, ShardFormat, ShardReader};
 pub use source::shards;
-pub use source::{Access, Told, Wrap, open_shard};
+pub use source::{Access, KnownDigests, Told, Wrap, open_shard};
 pub use stall::{Stage, StageTimes, Stalls};
 pub use text::{UnknownCharacter, Vocabulary};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use updraft_base::{Digest, Hasher};
@@ -16,6 +16,7 @@ use crate::error::DataError;
 use crate::manifest::{self, ShardFacts};
 pub(crate) use crate::rows::{Cells, tensor_of};
 use crate::source::input::{Compression, Content, Input};
+pub use crate::source::known::KnownDigests;
 use crate::source::part::Part;
 use crate::source::place::Place;
 use crate::source::records::RecordShard;
@@ -29,6 +30,7 @@ mod folder;
 mod input;
 pub(crate) mod join;
 mod jsonl;
+mod known;
 pub(crate) mod mds;
 mod numpy;
 pub(crate) mod parquet;
@@ -98,6 +100,24 @@ pub struct Access {
     pub opened: Option<Told>,
     /// The version of the dataset to open, by the digest of its manifest; the newest without.
     pub version: Option<Digest>,
+    /// Digests of files that need not be read to know them once more.
+    pub known: Option<Arc<KnownDigests>>,
+}
+
+impl Access {
+    /// The `count` digests that `make` gives of local files, or is known to have given.
+    fn digests_of(
+        &self,
+        what: &str,
+        files: &[PathBuf],
+        count: usize,
+        make: impl FnOnce() -> Result<Vec<Digest>, DataError>,
+    ) -> Result<Vec<Digest>, DataError> {
+        match &self.known {
+            Some(known) => known.of(what, files, count, make),
+            None => make(),
+        }
+    }
 }
 
 /// Something that reads objects through something that does, or the reason why it cannot.
@@ -128,7 +148,7 @@ pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Resu
     let path = place.name.clone();
     let wanted = Wanted { names: (!names.is_empty()).then_some(names), path: &path };
     let opened = match local_format(config, &place)? {
-        Some(Format::Folder) => folder::open(&path, &wanted),
+        Some(Format::Folder) => folder::open(&path, &wanted, access),
         Some(Format::Csv) => csv::open(&path, &wanted, config.memory_bytes),
         Some(Format::Npy) => numpy::open_npy(&path, &wanted, config.memory_bytes),
         Some(Format::Npz) => numpy::open_npz(&path, &wanted, config.memory_bytes),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
-use updraft_data::{Access, Cache, CacheOptions, CacheReading, Told, Wrap};
+use updraft_data::{Access, Cache, CacheOptions, CacheReading, KnownDigests, Told, Wrap};
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::failure::Failure;
@@ -24,6 +24,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// The seed given on the command line.
     pub seed: Option<u64>,
+    /// Digests of files that have not changed since they were hashed; `None` where all are hashed.
+    pub known_digests: Option<Arc<KnownDigests>>,
     /// What is kept of the objects of datasets; `None` where nothing is.
     pub caches: Option<Caches>,
     /// What was asked of remote stores.
@@ -65,7 +67,7 @@ impl Context<'_> {
         let requests = self.requests.clone();
         let opened: Told = Arc::new(move |objects| requests.watch(objects));
         let (settings, options) = (self.store_settings.clone(), self.access_options());
-        Access { settings, options, wrap, opened: Some(opened), ..Access::default() }
+        Access { settings, options, wrap, opened: Some(opened), known: self.known_digests.clone(), ..Access::default() }
     }
 
     /// Programs that start together must not repeat their requests together.

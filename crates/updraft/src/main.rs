@@ -1,6 +1,7 @@
 //! Updraft's command line: the only place that reads arguments and the environment, prints, and picks exit codes.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use updraft::context::Context;
 use updraft::progress::Progress;
 use updraft::requests::Requests;
 use updraft_base::clock::SystemClock;
+use updraft_data::KnownDigests;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         store_settings: store_settings(),
         threads: threads.map_or(1, std::num::NonZeroUsize::get),
         seed: cli.global.seed,
+        known_digests: cache_dir().map(|dir| Arc::new(KnownDigests::new(&dir.join("digests"), clock.clone()))),
         caches,
         requests: Requests::default(),
         clock: clock.clone(),
@@ -62,6 +65,18 @@ fn main() -> ExitCode {
         Err(e) => {
             stderr_line(&format!("error: cannot write the answer: {e}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where a user's programs keep what they can make again; `None` where `UPDRAFT_CACHE_DIR` is empty, or no folder is known.
+#[allow(clippy::disallowed_methods, reason = "the program's rim")]
+fn cache_dir() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    match std::env::var_os("UPDRAFT_CACHE_DIR") {
+        Some(dir) => Some(PathBuf::from(dir)).filter(|dir| !dir.as_os_str().is_empty()),
+        None => {
+            variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache"))).map(|dir| dir.join("updraft"))
         }
     }
 }

@@ -81,6 +81,7 @@ fn run_page(name: &str) -> usize {
             let shell = |command: &str| {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", command]).current_dir(folder.path()).env("PATH", &path);
+                shell.env("UPDRAFT_CACHE_DIR", folder.path().join("cache"));
                 shell
             };
             // What is left running shows nothing, and ends with the page.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use updraft_base::digest::Hasher;
+use updraft_base::{Digest, Hasher};
 use updraft_graph::Tensor;
 use updraft_store::ReadObjects;
 
@@ -24,35 +24,42 @@ struct Folder {
     is_label: Vec<bool>,
 }
 
-pub(super) fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
+pub(super) fn open(path: &Path, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
     let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
     let mut files = Vec::new();
     let mut classes = Vec::new();
-    let mut hasher = Hasher::new();
     for class_path in visible_entries(path)? {
         if !class_path.is_dir() {
             return Err(DataError::file(&class_path, "lies beside the folders of the classes"));
         }
-        let class = file_name(&class_path)?;
         for file in visible_entries(&class_path)? {
             let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
             if !EXTENSIONS.contains(&extension.as_str()) {
                 return Err(DataError::file(&file, format!("is not one of {}", EXTENSIONS.join(", "))));
             }
-            hasher.field(class.as_bytes());
-            hasher.field(file_name(&file)?.as_bytes());
-            hasher.field(&fs::read(&file).map_err(DataError::io(&file))?);
             files.push((file, classes.len() as i64));
         }
-        classes.push(class);
+        classes.push(file_name(&class_path)?);
     }
     if files.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), reason: String::new() });
     }
+    let paths: Vec<PathBuf> = files.iter().map(|(file, _)| file.clone()).collect();
+    let digests = access.digests_of("pictures in folders", &paths, 1, || Ok(vec![digest_of(&files, &classes)?]))?;
     let rows = [files.len() as u64];
     let source = Folder { files, rows, is_label: places.iter().map(|p| *p == 1).collect() };
-    let digest = hasher.finish();
-    Ok(Opened { source: Box::new(source), columns, digest, vocabulary: None, classes: Some(classes) })
+    Ok(Opened { source: Box::new(source), columns, digest: digests[0], vocabulary: None, classes: Some(classes) })
+}
+
+/// Over classes, names and content of all files.
+fn digest_of(files: &[(PathBuf, i64)], classes: &[String]) -> Result<Digest, DataError> {
+    let mut hasher = Hasher::new();
+    for (file, class) in files {
+        hasher.field(classes[*class as usize].as_bytes());
+        hasher.field(file_name(file)?.as_bytes());
+        hasher.field(&fs::read(file).map_err(DataError::io(file))?);
+    }
+    Ok(hasher.finish())
 }
 
 /// Opens a folder of any store, whose classes and files are its keys.

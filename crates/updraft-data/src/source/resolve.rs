@@ -3,7 +3,7 @@
 //! Objects without a manifest are frozen into one in memory: their sizes, rows, blocks and columns as they are now. What
 //! is frozen is told from the objects themselves, so equal content is the same dataset wherever it lies.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use updraft_base::{Digest, digest::Hasher};
@@ -76,7 +76,7 @@ pub(crate) fn resolve(
             return from_mds_index(place, objects, &text, memory_bytes);
         }
     }
-    freeze(place, objects, format, memory_bytes)
+    freeze(place, objects, format, memory_bytes, access)
 }
 
 fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) -> Result<Resolved, DataError> {
@@ -149,6 +149,7 @@ fn freeze(
     objects: Arc<dyn ReadObjects>,
     format: Option<ShardFormat>,
     memory_bytes: u64,
+    access: &Access,
 ) -> Result<Resolved, DataError> {
     let listed = if place.is_folder() || place.is_pattern() {
         let mut listed = place.list()?;
@@ -210,7 +211,7 @@ fn freeze(
         }
     }
     shards.retain(|shard| shard.facts.samples > 0);
-    let digest = frozen_digest(&place, &objects, &schema, &mut shards)?;
+    let digest = frozen_digest(&place, &objects, &schema, &mut shards, access)?;
     Ok(Resolved { place, objects, schema, shards, digest, version: None })
 }
 
@@ -274,18 +275,32 @@ fn frozen_digest(
     objects: &Arc<dyn ReadObjects>,
     schema: &Schema,
     shards: &mut [Shard],
+    access: &Access,
 ) -> Result<Digest, DataError> {
+    let is_hashed = |shard: &Shard| place.is_local() || shard.facts.etag.is_none();
+    let hashed: Vec<&ShardFacts> = shards.iter().filter(|s| is_hashed(s)).map(|s| &s.facts).collect();
+    let hash = || hashed.iter().map(|facts| Ok(shard_hash(objects, facts)?.1)).collect::<Result<Vec<_>, DataError>>();
+    let mut digests = if place.is_local() {
+        let files: Vec<PathBuf> = hashed.iter().map(|facts| objects.name(&facts.key).into()).collect();
+        access.digests_of("shards", &files, files.len(), hash)?
+    } else {
+        hash()?
+    }
+    .into_iter();
+    shards.iter_mut().filter(|s| is_hashed(s)).for_each(|shard| shard.content = digests.next());
     // One file is the dataset that it always was.
-    if let ([only], true) = (&mut *shards, place.is_local() && !place.is_folder() && !place.is_pattern()) {
-        return Ok(*only.content.insert(shard_hash(objects, &only.facts)?.1));
+    if let ([Shard { content: Some(only), .. }], true) =
+        (&*shards, place.is_local() && !place.is_folder() && !place.is_pattern())
+    {
+        return Ok(*only);
     }
     let mut hasher = Hasher::new();
     let json = |e: serde_json::Error| DataError::file(&place.name, e.to_string());
     hasher.field(&serde_json::to_vec(schema).map_err(json)?);
     for Shard { facts, content, .. } in shards {
-        let content = match (place.is_local(), &facts.etag) {
-            (false, Some(etag)) => etag.clone(),
-            _ => content.insert(shard_hash(objects, facts)?.1).to_string(),
+        let content = match content {
+            Some(content) => content.to_string(),
+            None => facts.etag.clone().unwrap_or_default(),
         };
         hasher.field(&serde_json::to_vec(&(facts.format, facts.bytes, facts.samples, content)).map_err(json)?);
     }

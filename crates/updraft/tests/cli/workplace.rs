@@ -85,6 +85,7 @@ impl Workplace {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_updraft"));
         command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
+        command.env("UPDRAFT_CACHE_DIR", self.folder.path().join("cache"));
         command
     }
 
