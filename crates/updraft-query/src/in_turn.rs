@@ -41,6 +41,12 @@ impl PhysicalOptimizerRule for UnionsInTurn {
     }
 }
 
+/// The input of a plan that has one.
+pub(crate) fn only(children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    let only = <[_; 1]>::try_from(children);
+    only.map(|[input]| input).map_err(|children| DataFusionError::Plan(format!("{} inputs for one", children.len())))
+}
+
 /// The partitions of its input, one after the other.
 #[derive(Debug)]
 struct InTurn {
@@ -87,9 +93,7 @@ impl ExecutionPlan for InTurn {
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = <[_; 1]>::try_from(children)
-            .map_err(|children| DataFusionError::Plan(format!("{} inputs for one", children.len())))?;
-        Ok(Arc::new(InTurn::new(input)))
+        Ok(Arc::new(InTurn::new(only(children)?)))
     }
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

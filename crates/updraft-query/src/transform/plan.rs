@@ -26,6 +26,7 @@ use updraft_base::Digest;
 
 use super::{Done, Job, Transform, Transformed, Workplace};
 use crate::error::QueryError;
+use crate::in_turn::only;
 use crate::query::runtime;
 
 /// Jobs that a process keeps open: what an executor is asked to do comes in turns from few clients.
@@ -267,9 +268,7 @@ impl ExecutionPlan for UnitsExec {
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = <[_; 1]>::try_from(children)
-            .map_err(|children| DataFusionError::Plan(format!("{} inputs for one", children.len())))?;
-        Ok(Arc::new(UnitsExec::new(self.job.clone(), self.worker.clone(), input)))
+        Ok(Arc::new(UnitsExec::new(self.job.clone(), self.worker.clone(), only(children)?)))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
