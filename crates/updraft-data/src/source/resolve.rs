@@ -298,9 +298,10 @@ fn frozen_digest(
     let json = |e: serde_json::Error| DataError::file(&place.name, e.to_string());
     hasher.field(&serde_json::to_vec(schema).map_err(json)?);
     for Shard { facts, content, .. } in shards {
-        let content = match content {
-            Some(content) => content.to_string(),
-            None => facts.etag.clone().unwrap_or_default(),
+        let content = match (content, &facts.etag) {
+            (Some(content), _) => content.to_string(),
+            (None, Some(etag)) => etag.clone(),
+            (None, None) => return Err(DataError::file(&place.name, "a shard of it was not hashed")),
         };
         hasher.field(&serde_json::to_vec(&(facts.format, facts.bytes, facts.samples, content)).map_err(json)?);
     }
