@@ -3,7 +3,6 @@
 //! Steps work on columns in place, one after the other, row by row. What they need besides rows, such as a tokenizer's
 //! file, is read once, when they are opened against the columns that they will see.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,6 +82,7 @@ pub struct Steps {
     identity: String,
 }
 
+#[derive(Clone)]
 enum Opened {
     Resize(Resize),
     Decode(DecodeStep),
@@ -104,50 +104,47 @@ impl Steps {
                 Step::Tokenize(step) => ("tokenize", &step.columns),
             };
             let refused = |reason: String| DataError::Loader(format!("step `{name}`: {reason}"));
-            let tokenizer = match step {
-                Step::Tokenize(step) => Some(Arc::new(Tokenizer::open(&step.to, base).map_err(refused)?)),
-                _ => None,
+            // What it does, what it makes of a column where that is another kind, and what both depend on.
+            let (does, makes, settings) = match step {
+                Step::Resize(step) => {
+                    check_size(step.to.size, step.to.shorter).map_err(refused)?;
+                    (Opened::Resize(step.to.clone()), None, format!("{:?}", step.to))
+                }
+                Step::Decode(step) => {
+                    check_size(Some(step.size), None).map_err(refused)?;
+                    let [height, width] = step.size;
+                    let pixels = Kind::Number { dtype: DType::U8, shape: vec![height, width, channels(step.colour)] };
+                    let settings = format!("{:?} {:?} {:?}", step.colour, step.size, step.filter);
+                    (Opened::Decode(step.clone()), Some(pixels), settings)
+                }
+                Step::Tokenize(step) => {
+                    let tokenizer = Arc::new(Tokenizer::open(&step.to, base).map_err(refused)?);
+                    let tokens = match step.to.length {
+                        Some(length) => Kind::Number { dtype: DType::I64, shape: vec![length] },
+                        None => Kind::List { dtype: DType::I64 },
+                    };
+                    // The file's content counts, wherever it lies.
+                    let settings = Tokenize { file: None, ..step.to.clone() };
+                    let settings = format!("{settings:?} {:?}", tokenizer.digest());
+                    (Opened::Tokenize(tokenizer), Some(tokens), settings)
+                }
             };
             for column in columns {
                 let unknown = || refused(format!("no column `{column}`; {}", known_names(column, &schema.names())));
                 let at = schema.index_of(column).ok_or_else(unknown)?;
                 let held = &mut schema.columns[at].kind;
-                let takes = |what: &str| refused(format!("column `{column}` holds {held}, not {what}"));
-                // Writing to a string cannot fail.
-                let _ = match (step, &tokenizer) {
-                    (Step::Resize(step), _) => {
-                        check_size(step.to.size, step.to.shorter).map_err(refused)?;
-                        if *held != Kind::Bytes {
-                            return Err(takes("pictures"));
-                        }
-                        opened.push((at, Opened::Resize(step.to.clone())));
-                        writeln!(identity, "{column} {:?}", step.to)
-                    }
-                    (Step::Decode(step), _) => {
-                        check_size(Some(step.size), None).map_err(refused)?;
-                        if *held != Kind::Bytes {
-                            return Err(takes("pictures"));
-                        }
-                        let [height, width] = step.size;
-                        *held = Kind::Number { dtype: DType::U8, shape: vec![height, width, channels(step.colour)] };
-                        opened.push((at, Opened::Decode(step.clone())));
-                        writeln!(identity, "{column} {:?} {:?} {:?}", step.colour, step.size, step.filter)
-                    }
-                    (Step::Tokenize(step), Some(tokenizer)) => {
-                        if !matches!(held, Kind::Bytes | Kind::Text) {
-                            return Err(takes("text"));
-                        }
-                        *held = match step.to.length {
-                            Some(length) => Kind::Number { dtype: DType::I64, shape: vec![length] },
-                            None => Kind::List { dtype: DType::I64 },
-                        };
-                        opened.push((at, Opened::Tokenize(tokenizer.clone())));
-                        // The file's content counts, wherever it lies.
-                        let settings = Tokenize { file: None, ..step.to.clone() };
-                        writeln!(identity, "{column} {settings:?} {:?}", tokenizer.digest())
-                    }
-                    (Step::Tokenize(_), None) => Ok(()),
+                let (takes, is_taken) = match does {
+                    Opened::Tokenize(_) => ("text", matches!(held, Kind::Bytes | Kind::Text)),
+                    Opened::Resize(_) | Opened::Decode(_) => ("pictures", *held == Kind::Bytes),
                 };
+                if !is_taken {
+                    return Err(refused(format!("column `{column}` holds {held}, not {takes}")));
+                }
+                if let Some(makes) = &makes {
+                    held.clone_from(makes);
+                }
+                opened.push((at, does.clone()));
+                identity.push_str(&format!("{column} {settings}\n"));
             }
         }
         let schema = Arc::new(Schema::new(schema.columns).map_err(DataError::Loader)?);
