@@ -58,6 +58,23 @@ pub struct CacheReading {
     pub corrupt: u64,
 }
 
+/// What a cache in a server has done, for this program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct SharedCacheReading {
+    /// Objects, ranges and facts that were there.
+    pub hits: u64,
+    /// Those that were not.
+    pub misses: u64,
+    /// Bytes that were there.
+    pub hit_bytes: u64,
+    /// Bytes that were put.
+    pub put_bytes: u64,
+    /// Values that were not what was put; each was fetched from the store.
+    pub corrupt: u64,
+    /// Requests that the server did not answer, and those that it was spared because it was away.
+    pub away: u64,
+}
+
 /// Objects of a store, some of them at hand.
 pub struct Cache {
     store: Arc<dyn ReadObjects>,

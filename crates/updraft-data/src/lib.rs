@@ -64,8 +64,8 @@ pub mod validate;
 pub mod write;
 
 #[cfg(feature = "redis")]
-pub use cache::shared::{SharedCache, SharedCacheOptions, SharedCacheReading};
-pub use cache::{Cache, CacheOptions, CacheReading};
+pub use cache::shared::{SharedCache, SharedCacheOptions};
+pub use cache::{Cache, CacheOptions, CacheReading, SharedCacheReading};
 pub use config::DatasetConfig;
 pub use dataset::{Dataset, DatasetFacts, TensorFacts};
 pub use error::{DataError, known_names};

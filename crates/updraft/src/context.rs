@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use updraft_base::clock::Clock;
-use updraft_data::{Access, Cache, CacheOptions, CacheReading, KnownDigests, Told, Wrap};
+use updraft_data::{Access, Cache, CacheOptions, CacheReading, KnownDigests, SharedCacheReading, Told, Wrap};
 use updraft_store::{AccessOptions, Objects, Store, StoreError};
 
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::requests::Requests;
-use crate::shared_cache::{Shared, SharedReading};
+use crate::shared_cache::Shared;
 
 /// The world as a verb sees it.
 pub struct Context<'a> {
@@ -118,7 +118,7 @@ impl Caches {
     }
 
     /// What the server has done for all of them.
-    pub fn shared_reading(&self) -> Option<SharedReading> {
+    pub fn shared_reading(&self) -> Option<SharedCacheReading> {
         self.shared.as_ref().map(Shared::reading)
     }
 }

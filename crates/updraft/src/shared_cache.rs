@@ -2,29 +2,11 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use updraft_base::Clock;
-use updraft_data::DataError;
+use updraft_data::{DataError, SharedCacheReading};
 use updraft_store::ReadObjects;
 
 use crate::failure::Failure;
-
-/// What the server has done for all datasets of a verb.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct SharedReading {
-    /// Objects, ranges and facts that were there.
-    pub hits: u64,
-    /// Those that were not.
-    pub misses: u64,
-    /// Bytes that were there.
-    pub hit_bytes: u64,
-    /// Bytes that were put.
-    pub put_bytes: u64,
-    /// Values that were not what was put; each was fetched from the store.
-    pub corrupt: u64,
-    /// Requests that the server did not answer, and those that it was spared because it was away.
-    pub away: u64,
-}
 
 /// A server, and the stores that it stands before.
 #[derive(Clone)]
@@ -51,8 +33,8 @@ impl Shared {
         Ok(store)
     }
 
-    pub(crate) fn reading(&self) -> SharedReading {
-        SharedReading::default()
+    pub(crate) fn reading(&self) -> SharedCacheReading {
+        SharedCacheReading::default()
     }
 }
 
@@ -69,9 +51,10 @@ impl Shared {
         Ok(cache)
     }
 
-    pub(crate) fn reading(&self) -> SharedReading {
+    /// What the server has done for all datasets of a verb.
+    pub(crate) fn reading(&self) -> SharedCacheReading {
         let opened = self.opened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        opened.iter().map(|cache| cache.reading()).fold(SharedReading::default(), |sum, one| SharedReading {
+        opened.iter().map(|cache| cache.reading()).fold(SharedCacheReading::default(), |sum, one| SharedCacheReading {
             hits: sum.hits + one.hits,
             misses: sum.misses + one.misses,
             hit_bytes: sum.hit_bytes + one.hit_bytes,

@@ -21,6 +21,7 @@ use updraft_base::Clock;
 use updraft_store::{ObjectFacts, ReadObjects, StoreError};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use super::SharedCacheReading;
 use crate::error::DataError;
 use crate::server::Server;
 
@@ -65,23 +66,6 @@ impl SharedCacheOptions {
             retry_ms: 5_000,
         }
     }
-}
-
-/// What a shared cache has done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SharedCacheReading {
-    /// Objects, ranges and facts that were there.
-    pub hits: u64,
-    /// Those that were not.
-    pub misses: u64,
-    /// Bytes that were there.
-    pub hit_bytes: u64,
-    /// Bytes that were put.
-    pub put_bytes: u64,
-    /// Values that were not what was put; each was fetched from the store.
-    pub corrupt: u64,
-    /// Requests that the server did not answer, and those that it was spared because it was away.
-    pub away: u64,
 }
 
 /// Objects of a store, small ones from Redis.

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use serde_json::json;
 use updraft_base::units;
 use updraft_data::shards::Shards;
-use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, Shuffle, Stage, Stalls};
+use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, Stalls};
 
 use super::parse_bytes;
 use crate::context::{Answer, Caches, Context};
 use crate::failure::{Failure, Kind};
 use crate::recipe;
-use crate::shared_cache::SharedReading;
 
 /// Measure how fast data is loaded, and how long a consumer waits for it
 ///
@@ -191,7 +190,7 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         line("cache", format!("{memory_hits} parts from memory, {disk_hits} from disk; {fetched} fetched{again}"));
     }
     let shared = context.caches.as_ref().and_then(Caches::shared_reading);
-    if let Some(SharedReading { hits, misses, hit_bytes, away, .. }) = shared {
+    if let Some(SharedCacheReading { hits, misses, hit_bytes, away, .. }) = shared {
         let away = if away > 0 { format!(", {away} requests while it was away") } else { String::new() };
         line("cache in Redis", format!("{hits} found, {} of them; {misses} not{away}", units::bytes(hit_bytes)));
     }
