@@ -89,6 +89,8 @@ struct PlannedTensor {
     cache: PictureCache,
     /// Batches that were used and given back.
     spare: Mutex<Vec<Tensor>>,
+    /// Memory for pictures that no thread uses now.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// As many batches as two threads have in the making and a consumer in use.
@@ -98,6 +100,14 @@ impl PlannedTensor {
     fn take_spare(&self, dtype: DType, shape: &[usize]) -> Option<Tensor> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         (spare.dtype() == dtype && spare.shape() == shape).then_some(spare)
+    }
+
+    fn take_workspace(&self) -> Workspace {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give_workspace(&self, workspace: Workspace) {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
     }
 }
 
@@ -156,6 +166,7 @@ impl Dataset {
                 plan,
                 cache: PictureCache::default(),
                 spare: Mutex::default(),
+                workspaces: Mutex::default(),
             });
         }
         let mix =

@@ -5,6 +5,7 @@
 
 use fast_image_resize as fir;
 use image::metadata::Orientation;
+use multiversion::multiversion;
 
 use crate::config::{Axis, Colour, Decode};
 
@@ -21,6 +22,8 @@ pub(crate) use resize::Sampling;
 pub(crate) struct Picture {
     pub height: usize,
     pub width: usize,
+    /// 1 is grey, 3 is colour. 4 is colour in words: red, green, blue, and a byte that means nothing, because vectors
+    /// are resized faster of words. Only what moves pixels takes words.
     pub channels: usize,
     pub pixels: Vec<u8>,
 }
@@ -35,10 +38,20 @@ pub(crate) struct Workspace {
     spare: Vec<Vec<u8>>,
 }
 
+/// The channels of colour in words.
+const WORD: usize = 4;
+
 /// A step holds its source and its result, and decoding one buffer more.
 const SPARE_MAX: usize = 4;
 
 impl Workspace {
+    /// Bytes for a step that writes them all.
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.resize(len, 0);
+        bytes
+    }
+
     /// Zeros, so that what a step leaves untouched is black and never another picture.
     fn zeros(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = self.spare.pop().unwrap_or_default();
@@ -58,6 +71,22 @@ impl Workspace {
 impl Picture {
     pub(crate) fn black(height: usize, width: usize, channels: usize, workspace: &mut Workspace) -> Picture {
         Picture { height, width, channels, pixels: workspace.zeros(height * width * channels) }
+    }
+
+    /// Channels that mean something.
+    pub(crate) fn planes(&self) -> usize {
+        self.channels.min(3)
+    }
+
+    /// The picture, without the bytes between words.
+    pub(crate) fn packed(&self) -> Picture {
+        let Picture { height, width, channels, ref pixels } = *self;
+        if channels != WORD {
+            return self.clone();
+        }
+        let mut packed = vec![0; height * width * 3];
+        pack(pixels, &mut packed);
+        Picture { height, width, channels: 3, pixels: packed }
     }
 
     /// Decodes to grey, to be looked at rather than learnt from.
@@ -140,6 +169,14 @@ impl Picture {
                 }
             }
         }
+    }
+}
+
+/// Words of colour to the three bytes of each that mean something.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512vbmi", "x86_64+avx2", "aarch64+neon"))]
+fn pack(words: &[u8], packed: &mut [u8]) {
+    for (packed, word) in packed.as_chunks_mut::<3>().0.iter_mut().zip(words.as_chunks::<WORD>().0) {
+        packed.copy_from_slice(&word[..3]);
     }
 }
 

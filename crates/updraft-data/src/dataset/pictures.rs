@@ -8,7 +8,7 @@ use updraft_graph::Tensor;
 
 use super::{Dataset, PlannedTensor};
 use crate::error::DataError;
-use crate::picture::{Picture, PicturePlan, Workspace};
+use crate::picture::{Picture, PicturePlan};
 use crate::source::Cells;
 use crate::stall::{Stage, Stopwatch};
 
@@ -40,7 +40,7 @@ impl Dataset {
         };
         watch.lap(Stage::Fetch);
 
-        let mut workspace = Workspace::default();
+        let mut workspace = tensor.take_workspace();
         let mut batch: Option<(Tensor, [usize; 3])> = None;
         for (index, sample) in samples.iter().enumerate() {
             let kept = tensor.cache.get(*sample).cloned();
@@ -69,7 +69,7 @@ impl Dataset {
                 prepared
             };
             watch.lap(Stage::Transform);
-            let shape = [picture.channels, picture.height, picture.width];
+            let shape = [picture.planes(), picture.height, picture.width];
             if batch.is_none() {
                 let whole = [samples.len(), shape[0], shape[1], shape[2]];
                 // Every element of either is written below.
@@ -94,6 +94,7 @@ impl Dataset {
             }
             watch.lap(Stage::Collate);
         }
+        tensor.give_workspace(workspace);
         match batch {
             Some((stacked, _)) => Ok(stacked),
             None => Err(DataError::tensor(&tensor.name, "a batch of no samples")),
@@ -132,7 +133,7 @@ impl PictureCache {
             return Prepared::Own(picture);
         }
         // A copy, because the picture's own memory may have room for a far larger one, and serves the next.
-        if slot.set(Arc::new(picture.clone())).is_err() {
+        if slot.set(Arc::new(picture.packed())).is_err() {
             // Another thread was first.
             self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -159,5 +160,5 @@ impl std::ops::Deref for Prepared {
 
 /// What a kept picture takes: pixels, fields, and the counts of the `Arc`.
 fn picture_bytes(picture: &Picture) -> u64 {
-    (picture.pixels.len() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
+    (picture.height * picture.width * picture.planes() + size_of::<Picture>() + 2 * size_of::<usize>()) as u64
 }

@@ -12,7 +12,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::{Picture, Workspace, luma};
+use super::{Picture, WORD, Workspace, luma};
 use crate::config::{Colour, Decode};
 
 /// 8 bytes for four channels of 16 bits, and as much again for the decoder's own rows.
@@ -28,8 +28,18 @@ const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
 impl Picture {
     /// Decodes the bytes of a file.
     pub(crate) fn decode(bytes: &[u8], options: &Decode, workspace: &mut Workspace) -> Result<Picture, String> {
+        Picture::decode_as(bytes, options, false, workspace)
+    }
+
+    /// Decodes the bytes of a file, to words where those are asked for and cost nothing.
+    pub(super) fn decode_as(
+        bytes: &[u8],
+        options: &Decode,
+        words: bool,
+        workspace: &mut Workspace,
+    ) -> Result<Picture, String> {
         let (picture, orientation) = if bytes.starts_with(&JPEG_START) {
-            decode_jpeg(bytes, options, workspace)?
+            decode_jpeg(bytes, options, words, workspace)?
         } else {
             decode_other(bytes, options)?
         };
@@ -58,28 +68,53 @@ impl Picture {
     }
 }
 
-fn decode_jpeg(bytes: &[u8], options: &Decode, workspace: &mut Workspace) -> Result<(Picture, Orientation), String> {
-    let undecodable = |e: zune_jpeg::errors::DecodeErrors| format!("cannot be decoded: {e}");
-    // Decoders differ in what they refuse; Pillow's, like this setting, takes what common cameras get wrong.
-    let settings =
-        DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), settings);
-    decoder.decode_headers().map_err(undecodable)?;
+fn decode_jpeg(
+    bytes: &[u8],
+    options: &Decode,
+    words: bool,
+    workspace: &mut Workspace,
+) -> Result<(Picture, Orientation), String> {
+    // How colours are converted is settled with the headers.
+    let words = words && options.colour == Colour::Rgb;
+    let mut decoder = jpeg_headers(bytes, if words { ColorSpace::RGBA } else { ColorSpace::RGB })?;
     let (width, height) = decoder.dimensions().ok_or("cannot be decoded: it has no size")?;
     check_pixels(width as u64, height as u64, options)?;
-    let (channels, space) = match decoder.input_colorspace() {
-        Some(ColorSpace::Luma) => (1, ColorSpace::Luma),
-        _ => (3, ColorSpace::RGB),
+    let channels = match decoder.input_colorspace() {
+        Some(ColorSpace::Luma) => {
+            decoder.set_options(jpeg_settings(ColorSpace::Luma));
+            1
+        }
+        Some(ColorSpace::YCbCr) if words => WORD,
+        _ if words => {
+            decoder = jpeg_headers(bytes, ColorSpace::RGB)?;
+            3
+        }
+        _ => 3,
     };
-    decoder.set_options(settings.jpeg_set_out_colorspace(space));
     let orientation = decoder.exif().and_then(|e| Orientation::from_exif_chunk(e));
     if !is_complete(bytes) {
         return Err("cannot be decoded: it is truncated".into());
     }
     let mut picture = Picture::black(height, width, channels, workspace);
-    decoder.decode_into(&mut picture.pixels).map_err(undecodable)?;
+    decoder.decode_into(&mut picture.pixels).map_err(undecodable_jpeg)?;
     let picture = picture.in_colour(options.colour, workspace);
     Ok((picture, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+fn jpeg_settings(space: ColorSpace) -> DecoderOptions {
+    // Decoders differ in what they refuse; Pillow's, like this setting, takes what common cameras get wrong.
+    let settings = DecoderOptions::default().set_strict_mode(false);
+    settings.set_max_width(usize::MAX).set_max_height(usize::MAX).jpeg_set_out_colorspace(space)
+}
+
+fn jpeg_headers(bytes: &[u8], space: ColorSpace) -> Result<JpegDecoder<ZCursor<&[u8]>>, String> {
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), jpeg_settings(space));
+    decoder.decode_headers().map_err(undecodable_jpeg)?;
+    Ok(decoder)
+}
+
+fn undecodable_jpeg(error: zune_jpeg::errors::DecodeErrors) -> String {
+    format!("cannot be decoded: {error}")
 }
 
 /// Whether the end of the picture follows the start of its first scan. The decoder would fill what is missing with grey;

@@ -19,6 +19,8 @@ pub(crate) struct PicturePlan {
     steps: Vec<Step>,
     /// How many of the steps come before the first random one. Their result is worth keeping.
     fixed: usize,
+    /// Whether there is resizing, and nothing that looks at colours: then words are faster.
+    words: bool,
     finish: Finish,
 }
 
@@ -60,7 +62,8 @@ impl PicturePlan {
             }
         }
         let fixed = steps.iter().position(Step::is_random).unwrap_or(steps.len());
-        Ok(PicturePlan { decode: decode.clone(), steps, fixed, finish: finish.unwrap_or(Finish::Bytes) })
+        let words = steps.iter().any(Step::resizes) && steps.iter().all(Step::moves_pixels);
+        Ok(PicturePlan { decode: decode.clone(), steps, fixed, words, finish: finish.unwrap_or(Finish::Bytes) })
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -72,7 +75,7 @@ impl PicturePlan {
 
     /// Decodes and applies the steps before the first random one.
     pub(crate) fn prepare(&self, bytes: &[u8], workspace: &mut Workspace) -> Result<Picture, String> {
-        let decoded = Picture::decode(bytes, &self.decode, workspace)?;
+        let decoded = Picture::decode_as(bytes, &self.decode, self.words, workspace)?;
         // No step before the first random one draws.
         self.apply(0..self.fixed, decoded, &Key::new(0), workspace)
     }
@@ -104,12 +107,14 @@ impl PicturePlan {
         match &self.finish {
             Finish::Bytes => {
                 let area = picture.height * picture.width;
-                for channel in 0..picture.channels {
+                for channel in 0..picture.planes() {
                     let pixels = picture.pixels[channel..].iter().step_by(picture.channels);
                     out[channel * area..].iter_mut().zip(pixels).for_each(|(out, pixel)| *out = *pixel);
                 }
             }
-            Finish::Floats(channels) => floats::write(&picture.pixels, channels, bytemuck::cast_slice_mut(out)),
+            Finish::Floats(channels) => {
+                floats::write(&picture.pixels, picture.channels, channels, bytemuck::cast_slice_mut(out))
+            }
         }
     }
 }
@@ -162,6 +167,15 @@ impl Step {
 
     fn is_random(&self) -> bool {
         !matches!(self, Step::Resize(..) | Step::Crop(_))
+    }
+
+    fn resizes(&self) -> bool {
+        matches!(self, Step::Resize(..) | Step::RandomResizedCrop(..))
+    }
+
+    /// Whether it only moves pixels, or weighs each channel by itself.
+    fn moves_pixels(&self) -> bool {
+        self.resizes() || matches!(self, Step::Crop(_) | Step::RandomCrop(_) | Step::RandomFlip(_))
     }
 
     fn apply(&self, mut picture: Picture, key: &Key, workspace: &mut Workspace) -> Result<Picture, String> {
@@ -250,5 +264,57 @@ fn some_pixels(size: [usize; 2]) -> Result<[usize; 2], String> {
         Ok(size)
     } else {
         Err(format!("{} x {} pixels: sides are 1 to {SIDE_MAX}", size[0], size[1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLOUR: &[u8] = include_bytes!("../../tests/fixtures/colour.jpg");
+
+    /// The pixels that steps make of the picture, in words where those are faster and without, and whether they are.
+    fn both_ways(steps: &str) -> ([Vec<f32>; 2], bool) {
+        let decode = Decode { colour: Colour::Rgb, orient: true, pixels_max: 1 << 20 };
+        let steps: Vec<Transform> = serde_json::from_str(steps).unwrap();
+        let plan = PicturePlan::new(&decode, &steps).unwrap();
+        let words = plan.words;
+        let pixels = |plan: &PicturePlan| {
+            let mut workspace = Workspace::default();
+            let picture = plan.prepare(COLOUR, &mut workspace).unwrap();
+            let picture = plan.vary(picture, &Key::new(7), &mut workspace).unwrap();
+            let mut out = vec![0.0; 3 * picture.height * picture.width];
+            plan.write(&picture, bytemuck::cast_slice_mut(&mut out));
+            out
+        };
+        ([pixels(&plan), pixels(&PicturePlan { words: false, ..plan })], words)
+    }
+
+    #[test]
+    fn words_give_the_same_pixels() {
+        let normalize = r#"{"normalize": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}"#;
+        for (steps, words) in [
+            (r#"{"resize": [31, 17]}"#, true),
+            (r#"{"resize": {"shorter": 20, "filter": "lanczos"}}, {"crop": [16, 16]}"#, true),
+            (r#"{"random_resized_crop": {"size": [24, 24]}}, {"random_flip": "horizontal"}"#, true),
+            (r#"{"resize": [40, 40]}, {"random_crop": {"size": [32, 32], "padding": 4}}"#, true),
+            (r#"{"crop": [16, 16]}"#, false),
+            (r#"{"resize": [31, 17]}, {"random_grey": 0.5}"#, false),
+        ] {
+            let ([with, without], takes_words) = both_ways(&format!("[{steps}, {normalize}]"));
+            assert_eq!(with, without, "{steps}");
+            assert_eq!(takes_words, words, "{steps}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_words_is_packed() {
+        let decode = Decode { colour: Colour::Rgb, orient: false, pixels_max: 1 << 20 };
+        let mut workspace = Workspace::default();
+        let [words, packed] =
+            [true, false].map(|words| Picture::decode_as(COLOUR, &decode, words, &mut workspace).unwrap());
+        assert_eq!((words.channels, words.planes()), (4, 3));
+        assert_eq!(words.packed(), packed);
+        assert_eq!(packed.packed(), packed);
     }
 }

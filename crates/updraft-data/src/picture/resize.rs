@@ -2,7 +2,7 @@
 
 use fast_image_resize::{self as fir, images, pixels};
 
-use super::{Picture, Workspace};
+use super::{Picture, WORD, Workspace};
 use crate::config::{Filter, Resize};
 
 /// How pixels are resampled.
@@ -46,9 +46,11 @@ impl Picture {
             return Ok(self);
         }
         let [height, width] = size;
-        let mut target = Picture::black(height, width, self.channels, workspace);
+        let pixels = workspace.bytes(height * width * self.channels);
+        let mut target = Picture { height, width, channels: self.channels, pixels };
         match self.channels {
             1 => resample::<pixels::U8>(&self, &mut target, sampling, &mut workspace.resizer),
+            WORD => resample::<pixels::U8x4>(&self, &mut target, sampling, &mut workspace.resizer),
             _ => resample::<pixels::U8x3>(&self, &mut target, sampling, &mut workspace.resizer),
         }?;
         workspace.reclaim(self);
