@@ -51,7 +51,8 @@ const ROWS_MAX: u64 = 1 << 16;
 
 fn read(format: ShardFormat, key: &str, bytes: Bytes) {
     let objects: Arc<dyn ReadObjects> = Arc::new(Same { bytes, named: None });
-    let options = ReadOptions { memory_bytes: MEMORY_BYTES, ..ReadOptions::default() };
+    // Requests that cost nothing, so that rows are looked for alone.
+    let options = ReadOptions { memory_bytes: MEMORY_BYTES, request_bytes: 1, ..ReadOptions::default() };
     let names_it = |error: &dyn std::error::Error| {
         let text = error.to_string();
         assert!(text.contains("fuzz/") || text.contains("byte"), "an error that names nothing: {text}");
@@ -68,6 +69,11 @@ fn read(format: ShardFormat, key: &str, bytes: Bytes) {
                 assert_eq!(cells[0].len(), rows.len());
                 assert!(cells[0].fits(&column.kind), "{} is not {}", column.name, column.kind);
             }
+            Err(error) => names_it(&error),
+        }
+        let few: Vec<u64> = rows.iter().rev().step_by(rows.len().div_ceil(3).max(1)).copied().collect();
+        match reader.read(&[at], &few) {
+            Ok(cells) => assert_eq!(cells[0].len(), few.len()),
             Err(error) => names_it(&error),
         }
     }

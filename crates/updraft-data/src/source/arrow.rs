@@ -16,7 +16,7 @@ use crate::schema::{Column, Kind, Schema};
 use crate::source::arrow::flatbuffer::{Table, i64_at};
 use crate::source::cells::{check_text, to_native};
 use crate::source::input::{Compression, Content, Input};
-use crate::source::shard::{ReadOptions, ShardReader, read_blocks};
+use crate::source::shard::{ReadOptions, ShardReader, pick, read_blocks};
 
 mod flatbuffer;
 
@@ -500,7 +500,11 @@ impl ShardReader for Arrow {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        read_blocks(&self.starts, rows, &self.schema, columns, |batch| self.decode(batch, columns))
+        let decode = |batch: usize, rows: &[u64]| {
+            let cells = self.decode(batch, columns)?.into_iter();
+            Ok(cells.map(|cells| pick(cells, rows, self.block_rows[batch])).collect())
+        };
+        read_blocks(&self.starts, rows, &self.schema, columns, decode)
             .map_err(|failed| failed.unwrap_or_else(|reason| self.content.input.error(reason)))
     }
 

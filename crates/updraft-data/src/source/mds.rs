@@ -325,8 +325,9 @@ impl ShardReader for Mds {
         }
     }
 
-    fn reads_single_rows(&self) -> bool {
-        !self.content.is_compressed()
+    fn row_bytes(&self, block: usize, columns: &[usize]) -> Option<u64> {
+        let rows = self.blocks.get(block).copied().unwrap_or(0);
+        (!self.content.is_compressed()).then(|| self.block_bytes(block, columns) / rows.max(1))
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {

@@ -1,14 +1,15 @@
 //! Parquet, one row group at a time, and of it only the columns asked for.
 //!
 //! The footer says where the columns of each row group lie; those that are wanted are fetched with one request and
-//! decoded from memory.
+//! decoded from memory. Of local files, a few rows are read with only the pages they lie in.
 //!
 //! The crate `parquet` panics on some damaged files. Those panics are caught here and are errors that name the file; all
 //! that a panic could leave in doubt is thrown away with the reader.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use parquet::basic::{Compression, ConvertedType, Type as PhysicalType};
@@ -25,11 +26,14 @@ use updraft_base::units;
 use crate::error::DataError;
 use crate::rows::Cells;
 use crate::schema::{Column, Kind, Schema};
+use crate::source::cells::check_text;
 use crate::source::input::Input;
-use crate::source::parquet::chunk::{Chunk, Leaf, decode_column};
-use crate::source::shard::{ReadOptions, ShardReader, read_blocks};
+use crate::source::parquet::chunk::{Chunk, Leaf, Run, decode_column};
+use crate::source::parquet::locate::{Located, Page, length};
+use crate::source::shard::{LOCAL_REQUEST_BYTES, ReadOptions, ShardReader, pick, read_blocks};
 
 mod chunk;
+mod locate;
 mod pages;
 
 /// One file.
@@ -43,21 +47,51 @@ pub(crate) struct Parquet {
     /// First row of each row group, and the number of rows at the end.
     starts: Vec<u64>,
     memory_bytes: u64,
+    request_bytes: u64,
+    known: Mutex<Known>,
 }
+
+/// What is known of columns, by row group and leaf, as far as it was looked for.
+#[derive(Default)]
+struct Known {
+    located: HashMap<(usize, usize), Option<Arc<Located>>>,
+    /// Bytes of memory that it takes.
+    bytes: u64,
+}
+
+fn located_bytes(found: &Option<Arc<Located>>) -> u64 {
+    size_of::<(usize, usize, usize)>() as u64 + found.as_ref().map_or(0, |found| found.memory_bytes())
+}
+
+/// The part of the memory that a file's [`Known`] may take: a thousand files are open at once.
+const KNOWN_PART: u64 = 4096;
 
 /// Ranges of a file that were fetched, as a file for the crate `parquet`.
 struct Fetched {
     parts: Vec<(u64, Bytes)>,
-    len: u64,
 }
+
+/// Bytes of the magic number before everything else.
+const MAGIC_BYTES: u64 = 4;
 
 impl Length for Fetched {
     fn len(&self) -> u64 {
-        self.len
+        self.parts.last().map_or(0, |(at, bytes)| at + bytes.len() as u64)
     }
 }
 
 impl Fetched {
+    /// A file of these pages, one behind the other.
+    fn joined(pages: Vec<Bytes>) -> Fetched {
+        let mut end = MAGIC_BYTES;
+        let place = |bytes: Bytes| {
+            let start = end;
+            end += bytes.len() as u64;
+            (start, bytes)
+        };
+        Fetched { parts: pages.into_iter().map(place).collect() }
+    }
+
     fn from(&self, start: u64) -> Result<Bytes, ParquetError> {
         let part = self.parts.iter().find(|(at, bytes)| (*at..at + bytes.len() as u64).contains(&start));
         let part = part.ok_or_else(|| ParquetError::EOF(format!("byte {start} is outside of what is wanted")))?;
@@ -134,53 +168,188 @@ impl Parquet {
                 (Arc::new(schema), found.into_iter().enumerate().map(place).collect())
             }
         };
-        let memory_bytes = options.memory_bytes;
-        Ok(Parquet { input, metadata, schema, leaves, block_rows, starts, memory_bytes })
+        let ReadOptions { memory_bytes, request_bytes, .. } = *options;
+        let known = Mutex::default();
+        Ok(Parquet { input, metadata, schema, leaves, block_rows, starts, memory_bytes, request_bytes, known })
     }
 
     fn leaf(&self, column: usize) -> Result<usize, String> {
         self.leaves.get(column).cloned().unwrap_or_else(|| Err(format!("there is no column {column}")))
     }
 
-    fn decode(&self, group: usize, columns: &[usize]) -> Result<Vec<Cells>, DataError> {
-        let row_group = self.metadata.row_group(group);
-        let descriptor = self.metadata.file_metadata().schema_descr();
+    /// Whether pages are looked for: their headers are walked over with a request each, in the time of which a whole page
+    /// could have come from afar.
+    fn walks_pages(&self) -> bool {
+        self.request_bytes <= LOCAL_REQUEST_BYTES
+    }
+
+    /// What of a column of a row group can be read without the rest, where the rest is more than a request's worth.
+    fn located(&self, group: usize, column: usize) -> Option<Arc<Located>> {
+        let place = self.leaf(column).ok().filter(|_| self.walks_pages())?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.located.get(&(group, place)) {
+            return found.clone();
+        }
+        let chunk = self.metadata.row_groups().get(group)?.column(place);
+        let range = chunk_range(chunk).ok().filter(|range| length(range) > self.request_bytes)?;
+        if known.bytes > self.memory_bytes / KNOWN_PART {
+            return None;
+        }
+        let found = Located::find(&self.input, chunk, &range, self.block_rows[group]).map(Arc::new);
+        known.bytes += located_bytes(&found);
+        known.located.insert((group, place), found.clone());
+        found
+    }
+
+    /// Forgets what is known of a column of a row group, which will be kept whole.
+    fn forget(&self, group: usize, column: usize) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(place) = self.leaf(column)
+            && let Some(found) = known.located.remove(&(group, place))
+        {
+            known.bytes -= located_bytes(&found);
+        }
+    }
+
+    /// What is to be fetched and read for some rows of a row group, which ascend.
+    fn part(&self, group: usize, column: usize, rows: &[u64]) -> Result<Part, String> {
+        let whole = chunk_range(self.metadata.row_group(group).column(self.leaf(column)?))?;
+        let (all, first_row) = (self.block_rows[group], self.starts[group]);
+        let located = if rows.len() as u64 == all {
+            self.forget(group, column);
+            None
+        } else {
+            self.located(group, column)
+        };
+        let part = located.and_then(|located| match &*located {
+            Located::Values(values) => {
+                let ranges: Option<Vec<Range<u64>>> = rows.iter().map(|row| values.of(*row)).collect();
+                Some(Part { ranges: ranges?, take: Take::Values })
+            }
+            Located::Pages(pages) => {
+                let held = pages.of(rows);
+                let dictionary = pages.dictionary.iter();
+                let ranges = dictionary.chain(held.iter().map(|page| &page.bytes)).cloned().collect();
+                let dictionary_bytes = pages.dictionary.as_ref().map(length);
+                Some(Part { ranges, take: Take::Pages { dictionary_bytes, runs: runs(&held, rows, first_row) } })
+            }
+        });
+        Ok(match part {
+            Some(part) if part.ranges.iter().map(length).sum::<u64>() <= length(&whole) / 2 => part,
+            _ => Part { ranges: vec![whole], take: Take::All(Run { skip: 0, rows: all as usize, first_row }) },
+        })
+    }
+
+    /// Rows of a row group, which ascend.
+    fn decode(&self, group: usize, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let wrong = |column: usize, reason: String| {
             let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
             self.input.error(format!("row group {group}, column `{name}`: {reason}"))
         };
-        let mut ranges = Vec::with_capacity(columns.len());
+        let mut parts = Vec::with_capacity(columns.len());
         for column in columns {
-            let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
-            ranges.push(chunk_range(row_group.column(place)).map_err(|reason| wrong(*column, reason))?);
+            parts.push(self.part(group, *column, rows).map_err(|reason| wrong(*column, reason))?);
         }
-        let fetched = self.input.read_all(&ranges)?;
-        let parts = ranges.iter().map(|range| range.start).zip(fetched).collect();
-        let fetched = Arc::new(Fetched { parts, len: self.input.len() });
+        let ranges: Vec<Range<u64>> = parts.iter().flat_map(|part| part.ranges.iter().cloned()).collect();
+        let mut fetched = self.input.read_all(&ranges)?.into_iter();
         let mut out = Vec::with_capacity(columns.len());
-        for (at, column) in columns.iter().enumerate() {
-            let place = self.leaf(*column).map_err(|reason| wrong(*column, reason))?;
-            let chunk = row_group.column(place);
-            let decoded = contain(|| {
-                check_pages(&fetched.parts[at].1, chunk, self.memory_bytes)?;
-                let rows = self.block_rows[group] as usize;
-                let pages = SerializedPageReader::new(fetched.clone(), chunk, rows, None).map_err(|e| e.to_string())?;
-                let leaf = descriptor.column(place);
-                let reader = get_column_reader(leaf.clone(), Box::new(pages));
-                let wanted = Chunk {
-                    rows,
-                    first_row: self.starts[group],
-                    leaf: &leaf,
-                    root: descriptor.root_schema(),
-                    kind: &self.schema.columns[*column].kind,
-                    memory_bytes: self.memory_bytes,
-                };
-                decode_column(reader, &wanted)
-            });
-            out.push(decoded.map_err(|reason| wrong(*column, reason))?);
+        for (column, part) in columns.iter().zip(parts) {
+            let bytes: Vec<Bytes> = fetched.by_ref().take(part.ranges.len()).collect();
+            let cells = match &part.take {
+                Take::Values => self.values(group, *column, rows, bytes),
+                Take::Pages { dictionary_bytes, runs } => contain(|| {
+                    let chunk = self.metadata.row_group(group).column(self.leaf(*column)?).clone();
+                    check_pages(&bytes, &chunk, self.memory_bytes)?;
+                    let fetched = Fetched::joined(bytes);
+                    let chunk = chunk
+                        .into_builder()
+                        .set_dictionary_page_offset(dictionary_bytes.map(|_| MAGIC_BYTES as i64))
+                        .set_data_page_offset((MAGIC_BYTES + dictionary_bytes.unwrap_or(0)) as i64)
+                        .set_total_compressed_size((fetched.len() - MAGIC_BYTES) as i64);
+                    self.decode_pages(*column, &chunk.build().map_err(|e| e.to_string())?, fetched, runs)
+                }),
+                Take::All(run) => contain(|| {
+                    let chunk = self.metadata.row_group(group).column(self.leaf(*column)?);
+                    check_pages(&bytes, chunk, self.memory_bytes)?;
+                    let fetched = Fetched { parts: part.ranges.iter().map(|range| range.start).zip(bytes).collect() };
+                    let cells = self.decode_pages(*column, chunk, fetched, std::slice::from_ref(run))?;
+                    Ok(pick(cells, rows, self.block_rows[group]))
+                }),
+            };
+            out.push(cells.map_err(|reason| wrong(*column, reason))?);
         }
         Ok(out)
     }
+
+    /// Runs of rows in the pages of a chunk.
+    fn decode_pages(
+        &self,
+        column: usize,
+        chunk: &ColumnChunkMetaData,
+        pages: Fetched,
+        runs: &[Run],
+    ) -> Result<Cells, String> {
+        let descriptor = self.metadata.file_metadata().schema_descr();
+        let rows = runs.iter().map(|run| run.rows).sum();
+        let pages = SerializedPageReader::new(Arc::new(pages), chunk, rows, None).map_err(|e| e.to_string())?;
+        let leaf = descriptor.column(self.leaf(column)?);
+        let reader = get_column_reader(leaf.clone(), Box::new(pages));
+        let wanted = Chunk {
+            runs,
+            leaf: &leaf,
+            root: descriptor.root_schema(),
+            kind: &self.schema.columns[column].kind,
+            memory_bytes: self.memory_bytes,
+        };
+        decode_column(reader, &wanted)
+    }
+
+    /// Values that were fetched by themselves.
+    fn values(&self, group: usize, column: usize, rows: &[u64], values: Vec<Bytes>) -> Result<Cells, String> {
+        if self.schema.columns[column].kind == Kind::Text {
+            for (row, value) in rows.iter().zip(&values) {
+                check_text(value).map_err(|reason| format!("row {}: {reason}", self.starts[group] + row))?;
+            }
+        }
+        Ok(Cells::Bytes(values))
+    }
+}
+
+/// What is fetched of a column of a row group, and how the rows are taken from it.
+struct Part {
+    ranges: Vec<Range<u64>>,
+    take: Take,
+}
+
+enum Take {
+    /// All rows of the chunk.
+    All(Run),
+    /// Rows of some pages, before which there is a dictionary or none.
+    Pages { dictionary_bytes: Option<u64>, runs: Vec<Run> },
+    /// What was fetched are the values.
+    Values,
+}
+
+/// The runs that rows, which ascend, make in the pages that hold them. `first_row` is the first of the row group.
+fn runs(held: &[&Page], rows: &[u64], first_row: u64) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    // Rows in pages that were passed, and the row behind the last that was taken.
+    let (mut passed, mut next) = (0, 0);
+    let mut held = held.iter();
+    let mut page = held.next();
+    for row in rows {
+        while let Some(other) = page.filter(|page| page.rows.end <= *row) {
+            passed += other.rows.end - other.rows.start;
+            page = held.next();
+        }
+        let at = passed + row - page.map_or(*row, |page| page.rows.start);
+        match runs.last_mut() {
+            Some(run) if at == next && run.first_row + run.rows as u64 == first_row + row => run.rows += 1,
+            _ => runs.push(Run { skip: (at - next) as usize, rows: 1, first_row: first_row + row }),
+        }
+        next = at + 1;
+    }
+    runs
 }
 
 /// The footer's key for the columns as our writer had them.
@@ -339,8 +508,17 @@ impl ShardReader for Parquet {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        read_blocks(&self.starts, rows, &self.schema, columns, |group| self.decode(group, columns))
+        read_blocks(&self.starts, rows, &self.schema, columns, |group, rows| self.decode(group, columns, rows))
             .map_err(|failed| failed.unwrap_or_else(|reason| self.input.error(reason)))
+    }
+
+    fn row_bytes(&self, block: usize, columns: &[usize]) -> Option<u64> {
+        let group = self.metadata.row_groups().get(block).filter(|_| self.walks_pages())?;
+        let bytes = |column: &usize| match self.located(block, *column) {
+            Some(located) => Some(located.row_bytes()),
+            None => u64::try_from(group.columns().get(self.leaf(*column).ok()?)?.compressed_size()).ok(),
+        };
+        columns.iter().map(bytes).sum()
     }
 
     fn place(&self, row: u64) -> String {
@@ -348,11 +526,16 @@ impl ShardReader for Parquet {
     }
 }
 
-/// Refuses a column chunk that would take more memory to decode than allowed.
-fn check_pages(bytes: &[u8], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
+/// Refuses a column chunk, or some pages of one, that would take more memory to decode than allowed.
+fn check_pages(parts: &[Bytes], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
     let values = u64::try_from(chunk.num_values()).map_err(|_| "claims a negative number of values")?;
     let gzip = matches!(chunk.compression(), Compression::GZIP(_));
-    let totals = pages::totals(bytes, values, gzip)?;
+    let mut totals = pages::Totals::default();
+    for part in parts {
+        let pages::Totals { uncompressed_bytes, values } = pages::totals(part, values, gzip)?;
+        totals.uncompressed_bytes = totals.uncompressed_bytes.saturating_add(uncompressed_bytes);
+        totals.values = totals.values.saturating_add(values);
+    }
     let value_bytes = match chunk.column_type() {
         PhysicalType::BOOLEAN => 1,
         PhysicalType::INT32 | PhysicalType::FLOAT => 4,

@@ -7,6 +7,7 @@ use updraft_store::{LocalFiles, ObjectFacts, Objects, ReadObjects};
 
 use crate::error::DataError;
 use crate::source::Access;
+use crate::source::shard::{LOCAL_REQUEST_BYTES, REMOTE_REQUEST_BYTES};
 
 /// A folder or bucket, and what of it is meant.
 pub(crate) struct Place {
@@ -22,12 +23,6 @@ pub(crate) enum Root {
     Local(PathBuf),
     Remote(Objects),
 }
-
-/// Bytes that could have come from a distant store while one request waits to be answered: 50 ms at 100 MB/s.
-const REMOTE_REQUEST_BYTES: u64 = 5 << 20;
-
-/// The same for a system call and what surrounds it: 30 microseconds at 4 GB/s.
-const LOCAL_REQUEST_BYTES: u64 = 128 << 10;
 
 /// Whether a path is a URL.
 pub(crate) fn is_url(path: &str) -> bool {

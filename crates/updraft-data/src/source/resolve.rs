@@ -197,7 +197,7 @@ fn freeze(
         }
         let mut facts = ShardFacts::new(&found.key, format, found.bytes, 0);
         facts.etag = found.etag;
-        let options = ReadOptions { memory_bytes, ..ReadOptions::default() };
+        let options = ReadOptions { memory_bytes, request_bytes: place.request_bytes(), ..ReadOptions::default() };
         let reader = open_shard_known(&objects, &facts, None, &options)?;
         facts.samples = reader.rows();
         facts.blocks = reader.block_list();
@@ -343,6 +343,7 @@ impl Shards {
             memory_bytes: self.memory_bytes,
             schema: Some(self.schema.clone()),
             blocks: facts.blocks.clone(),
+            ..ReadOptions::default()
         };
         open_shard_known(&self.objects, facts, self.known[index].as_ref(), &options)
     }

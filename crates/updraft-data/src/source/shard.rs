@@ -114,9 +114,10 @@ pub trait ShardReader: Send + Sync {
         None
     }
 
-    /// Whether a few rows cost much less to read than the block they lie in.
-    fn reads_single_rows(&self) -> bool {
-        false
+    /// Bytes that are read for one row of some columns of a block when it is read without the rest of the block; `None`
+    /// where blocks are read whole.
+    fn row_bytes(&self, _block: usize, _columns: &[usize]) -> Option<u64> {
+        None
     }
 
     /// All columns of one block.
@@ -138,11 +139,19 @@ pub struct ReadOptions {
     pub schema: Option<Arc<Schema>>,
     /// The blocks of a format without an index of its own, as an earlier walk found them.
     pub blocks: Vec<Block>,
+    /// What one request counts as: the bytes that could have come in the time it takes to be answered.
+    pub request_bytes: u64,
 }
+
+/// Bytes that could have come from a distant store while one request waits to be answered: 50 ms at 100 MB/s.
+pub(crate) const REMOTE_REQUEST_BYTES: u64 = 5 << 20;
+
+/// The same for a system call and what surrounds it: 30 microseconds at 4 GB/s.
+pub(crate) const LOCAL_REQUEST_BYTES: u64 = 128 << 10;
 
 impl Default for ReadOptions {
     fn default() -> ReadOptions {
-        ReadOptions { memory_bytes: 1 << 30, schema: None, blocks: Vec::new() }
+        ReadOptions { memory_bytes: 1 << 30, schema: None, blocks: Vec::new(), request_bytes: REMOTE_REQUEST_BYTES }
     }
 }
 
@@ -156,8 +165,8 @@ pub struct Block {
     pub offset: u64,
 }
 
-/// Reads rows of a format whose blocks are decoded whole, each once. `starts` is the first row of each block and the
-/// number of rows at the end.
+/// Reads rows block by block, each block once. `starts` is the first row of each block and the number of rows at the end;
+/// `decode` gives the rows of a block, which ascend, by their places in it.
 ///
 /// # Errors
 /// Those of `decode`, or the reason for which blocks do not fit together.
@@ -166,7 +175,7 @@ pub(crate) fn read_blocks(
     rows: &[u64],
     schema: &Schema,
     columns: &[usize],
-    mut decode: impl FnMut(usize) -> Result<Vec<Cells>, DataError>,
+    mut decode: impl FnMut(usize, &[u64]) -> Result<Vec<Cells>, DataError>,
 ) -> Result<Vec<Cells>, Result<DataError, String>> {
     if rows.is_empty() {
         return kinds(schema, columns).and_then(|kinds| kinds.into_iter().map(empty).collect()).map_err(Err);
@@ -175,35 +184,31 @@ pub(crate) fn read_blocks(
     if let Some(row) = rows.iter().find(|row| **row >= end) {
         return Err(Err(format!("has no row {row}, only {end}")));
     }
-    let block_of = |row: u64| starts.partition_point(|start| *start <= row) - 1;
-    let mut blocks: Vec<usize> = rows.iter().map(|row| block_of(*row)).collect();
-    blocks.sort_unstable();
-    blocks.dedup();
-    let mut decoded = Vec::with_capacity(blocks.len());
-    for block in &blocks {
-        decoded.push(decode(*block).map_err(Ok)?);
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut decoded = Vec::new();
+    let mut rest = &sorted[..];
+    while let Some(first) = rest.first() {
+        let block = starts.partition_point(|start| start <= first) - 1;
+        let (own, behind) = rest.split_at(rest.partition_point(|row| *row < starts[block + 1]));
+        let own: Vec<u64> = own.iter().map(|row| row - starts[block]).collect();
+        decoded.push(decode(block, &own).map_err(Ok)?);
+        rest = behind;
     }
-    if let [block] = blocks.as_slice()
-        && rows.len() as u64 == starts[block + 1] - starts[*block]
-        && rows.is_sorted_by(|a, b| a < b)
-    {
+    if decoded.len() == 1 && sorted == rows {
         return Ok(decoded.pop().unwrap_or_default());
     }
-    let mut first = Vec::with_capacity(blocks.len());
-    let mut sum = 0;
-    for block in &blocks {
-        first.push(sum);
-        sum += (starts[block + 1] - starts[*block]) as usize;
-    }
-    let place = |row: &u64| {
-        let block = block_of(*row);
-        first[blocks.partition_point(|b| *b < block)] + (row - starts[block]) as usize
-    };
-    let places: Vec<usize> = rows.iter().map(place).collect();
+    let places: Vec<usize> = rows.iter().map(|row| sorted.partition_point(|r| r < row)).collect();
     let mut out = Vec::with_capacity(columns.len());
     for column in 0..columns.len() {
         let parts: Vec<&Cells> = decoded.iter().filter_map(|block| block.get(column)).collect();
         out.push(Cells::concat(&parts).map_err(Err)?.gather(places.iter().copied()));
     }
     Ok(out)
+}
+
+/// The cells at some of the `count` rows of a block, which ascend.
+pub(crate) fn pick(cells: Cells, rows: &[u64], count: u64) -> Cells {
+    if rows.len() as u64 == count { cells } else { cells.gather(rows.iter().map(|row| *row as usize)) }
 }

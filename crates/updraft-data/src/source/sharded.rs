@@ -190,6 +190,7 @@ impl Sharded {
             memory_bytes: self.memory_bytes,
             schema: Some(self.schema.clone()),
             blocks: facts.blocks.clone(),
+            request_bytes: self.request_bytes,
         };
         let reader = open_shard_known(&self.objects, facts, mds.as_ref(), &options)?;
         if reader.blocks() != blocks {
@@ -214,8 +215,9 @@ impl Sharded {
         self.shard_blocks.partition_point(|first| *first <= block) - 1
     }
 
-    /// The block in memory, or a place to decode it to; `None` where reading `rows` of it alone is cheaper.
-    fn kept(&self, block: usize, rows: u64) -> Option<Arc<Block>> {
+    /// The block in memory, or a place to decode it to; `None` where reading its rows alone is cheaper, which takes
+    /// `alone` bytes.
+    fn kept(&self, block: usize, alone: u64) -> Option<Arc<Block>> {
         let mut cache = self.cache();
         cache.clock += 1;
         let now = cache.clock;
@@ -224,8 +226,6 @@ impl Sharded {
             return Some(kept.block.clone());
         }
         let bytes = self.block_bytes[block];
-        let row_bytes = bytes / self.block_rows[block].max(1);
-        let alone = rows.saturating_mul(row_bytes.saturating_add(self.request_bytes));
         let spent = cache.spent.entry(block).or_default();
         if spent.saturating_add(alone) < bytes.saturating_add(self.request_bytes) {
             *spent += alone;
@@ -269,9 +269,15 @@ impl Sharded {
         Ok(())
     }
 
-    /// Whether rows of a block's shard can be read alone.
-    fn reads_single_rows(&self, block: usize) -> Result<bool, DataError> {
-        Ok(self.block_bytes[block] > self.request_bytes && self.reader(self.shard_of(block))?.reads_single_rows())
+    /// Bytes that reading some rows of a block alone counts as; all there are where they cannot be.
+    fn alone_bytes(&self, block: usize, rows: u64) -> Result<u64, DataError> {
+        if self.block_bytes[block] <= self.request_bytes || self.cache().kept.contains_key(&block) {
+            return Ok(u64::MAX);
+        }
+        let shard = self.shard_of(block);
+        let row_bytes = self.reader(shard)?.row_bytes(block - self.shard_blocks[shard], &self.columns);
+        let alone = |row_bytes: u64| rows.saturating_mul(row_bytes.saturating_add(self.request_bytes));
+        Ok(row_bytes.map_or(u64::MAX, alone))
     }
 }
 
@@ -317,8 +323,7 @@ impl Source for Sharded {
         let mut sources: Vec<Arc<Block>> = Vec::new();
         let mut alone: Vec<usize> = Vec::new();
         for (block, count) in blocks {
-            let count = if self.reads_single_rows(block)? { count } else { u64::MAX };
-            match self.kept(block, count) {
+            match self.kept(block, self.alone_bytes(block, count)?) {
                 Some(kept) => {
                     self.fill(block, &kept)?;
                     held.insert(block, sources.len());

@@ -55,8 +55,12 @@ impl Shards {
         let mut readers: Vec<Arc<dyn ShardReader>> = Vec::with_capacity(shards.len());
         let (mut facts, mut contents) = (Vec::with_capacity(shards.len()), Vec::with_capacity(shards.len()));
         for shard in shards {
-            let options =
-                ReadOptions { memory_bytes, schema: Some(schema.clone()), blocks: shard.facts.blocks.clone() };
+            let options = ReadOptions {
+                memory_bytes,
+                schema: Some(schema.clone()),
+                blocks: shard.facts.blocks.clone(),
+                ..ReadOptions::default()
+            };
             let open = || open_shard_known(&objects, &shard.facts, shard.mds.as_ref(), &options);
             readers.push(shard.reader.map_or_else(open, Ok)?);
             facts.push(shard.facts);
@@ -178,7 +182,7 @@ impl ShardReader for Pictures {
         self.source.row_name(row)
     }
 
-    fn reads_single_rows(&self) -> bool {
-        true
+    fn row_bytes(&self, _: usize, _: &[usize]) -> Option<u64> {
+        Some(self.bytes / self.rows.max(1))
     }
 }

@@ -1,4 +1,4 @@
-//! One column of one row group into cells.
+//! Rows of one column of one row group into cells.
 
 use bytes::Bytes;
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalType};
@@ -74,7 +74,7 @@ fn empty_level(root: &Type, leaf: &ColumnDescriptor) -> i16 {
     level
 }
 
-/// Reads all rows of the chunk.
+/// Reads the rows of the chunk that are asked for.
 pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells, String> {
     use ColumnReader::*;
     use ConvertedType as C;
@@ -112,10 +112,18 @@ fn narrow<V: Copy + std::fmt::Display, T: TryFrom<V>>(value: V) -> Result<T, Str
     T::try_from(value).map_err(|_| format!("{value} does not fit the declared type"))
 }
 
+/// Rows that follow each other, in pages that are there.
+pub(super) struct Run {
+    /// Rows of the pages between the run before and this one.
+    pub skip: usize,
+    pub rows: usize,
+    /// What the first is in the file.
+    pub first_row: u64,
+}
+
 /// What is to be read of one column of one row group.
 pub(super) struct Chunk<'a> {
-    pub rows: usize,
-    pub first_row: u64,
+    pub runs: &'a [Run],
     pub leaf: &'a ColumnDescriptor,
     pub root: &'a Type,
     /// What the column is to be.
@@ -127,29 +135,53 @@ pub(super) struct Chunk<'a> {
 type Values<T> = (Vec<T>, Option<Vec<usize>>);
 
 impl Chunk<'_> {
+    /// The number of rows asked for.
+    fn rows(&self) -> usize {
+        self.runs.iter().map(|run| run.rows).sum()
+    }
+
+    /// What the `at`-th of the rows asked for is in the file.
+    fn row(&self, mut at: usize) -> u64 {
+        for run in self.runs {
+            if at < run.rows {
+                return run.first_row + at as u64;
+            }
+            at -= run.rows;
+        }
+        at as u64
+    }
+
     /// The values of all rows, and how many each row has where rows are lists.
     fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<Values<T::T>, String> {
-        let Chunk { rows, first_row, leaf, .. } = *self;
+        let Chunk { runs, leaf, .. } = *self;
+        let rows = self.rows();
         let (present, nested) = (leaf.max_def_level(), leaf.max_rep_level());
         if nested > 1 {
             return Err("holds lists of lists; lists of numbers are read".into());
         }
         let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
         let mut read = 0;
-        while read < rows {
-            // In parts, because the number of rows is only claimed.
-            let part = (rows - read).min(1 << 16);
-            let (records, _, _) = reader
-                .read_records(part, Some(&mut definitions), Some(&mut repetitions), &mut values)
-                .map_err(|e| e.to_string())?;
-            if records == 0 {
-                return Err(format!("ends after {read} of {rows} rows"));
+        for run in runs {
+            let skipped = if run.skip == 0 { 0 } else { reader.skip_records(run.skip).map_err(|e| e.to_string())? };
+            if skipped != run.skip {
+                return Err(format!("ends before row {}", run.first_row));
             }
-            read += records;
+            let end = read + run.rows;
+            while read < end {
+                // In parts, because the number of rows is only claimed.
+                let part = (end - read).min(1 << 16);
+                let (records, _, _) = reader
+                    .read_records(part, Some(&mut definitions), Some(&mut repetitions), &mut values)
+                    .map_err(|e| e.to_string())?;
+                if records == 0 {
+                    return Err(format!("ends after {read} of {rows} rows"));
+                }
+                read += records;
+            }
         }
         let lengths = if nested == 0 {
             if let Some(at) = definitions.iter().position(|d| *d < present) {
-                return Err(format!("row {} has no value", first_row + at as u64));
+                return Err(format!("row {} has no value", self.row(at)));
             }
             None
         } else {
@@ -166,14 +198,14 @@ impl Chunk<'_> {
     /// The lengths of all lists, whose first elements are marked by a repetition level of 0.
     fn lengths(&self, definitions: &[i16], repetitions: &[i16]) -> Result<Vec<usize>, String> {
         let (present, empty) = (self.leaf.max_def_level(), empty_level(self.root, self.leaf));
-        let mut lengths: Vec<usize> = Vec::with_capacity(self.rows);
+        let mut lengths: Vec<usize> = Vec::with_capacity(self.rows());
         for (at, repetition) in repetitions.iter().enumerate() {
             // Without nulls there are no definition levels.
             let definition = definitions.get(at).copied().unwrap_or(present);
             if *repetition == 0 {
                 lengths.push(0);
             }
-            let row = self.first_row + (lengths.len() as u64).saturating_sub(1);
+            let row = self.row(lengths.len().saturating_sub(1));
             match lengths.last_mut() {
                 Some(length) if definition == present => *length += 1,
                 Some(_) if definition == empty && *repetition == 0 => {}
@@ -191,12 +223,12 @@ impl Chunk<'_> {
                 let expected: usize = shape.iter().product();
                 let ragged = lengths.iter().flatten().position(|length| *length != expected);
                 if let (Some(row), Some(lengths)) = (ragged, &lengths) {
-                    let (row, length) = (self.first_row + row as u64, lengths[row]);
+                    let (row, length) = (self.row(row), lengths[row]);
                     return Err(format!(
                         "holds lists of different lengths: {length} in row {row}, {expected} expected"
                     ));
                 }
-                let shape = [&[self.rows], shape.as_slice()].concat();
+                let shape = [&[self.rows()], shape.as_slice()].concat();
                 Tensor::from_bytes(dtype, &shape, bytes).map(Cells::Numbers).map_err(failed)
             }
             (Kind::List { dtype: wanted }, Some(lengths)) if *wanted == dtype => {
@@ -232,8 +264,7 @@ impl Chunk<'_> {
                     lengths.iter().position(passes).unwrap_or(0)
                 }
             };
-            converted
-                .push(convert(value).map_err(|reason| format!("row {}: {reason}", self.first_row + row() as u64))?);
+            converted.push(convert(value).map_err(|reason| format!("row {}: {reason}", self.row(row())))?);
         }
         self.shape(E::DTYPE, bytemuck::cast_slice(&converted), lengths)
     }
@@ -258,7 +289,7 @@ impl Chunk<'_> {
             // A copy, because a cell that shares its page would keep the page in memory uncounted.
             let cell = Bytes::copy_from_slice(value.data());
             if *self.kind == Kind::Text {
-                let row = self.first_row + cells.len() as u64;
+                let row = self.row(cells.len());
                 crate::source::cells::check_text(&cell).map_err(|reason| format!("row {row}: {reason}"))?;
             }
             cells.push(cell);

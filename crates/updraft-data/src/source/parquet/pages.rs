@@ -4,8 +4,9 @@
 //! streams end where they please, so a small file can ask for all memory there is. The headers say what will be asked
 //! for: this walks over them. They are structs in Thrift's compact protocol, of which only the fields `type` (1),
 //! `uncompressed_page_size` (2), `compressed_page_size` (3) and, in the structs of the data pages (5 and 8), the number
-//! of values (1) and the lengths of the levels that version 2 leaves uncompressed (5, 6) are of interest; parquet.thrift
-//! of apache/parquet-format defines them.
+//! of values (1), their encoding (2; in version 2: 4), the number of nulls (in version 2: 2) and the lengths of the
+//! levels that version 2 leaves uncompressed (5, 6) are of interest; parquet.thrift of apache/parquet-format defines
+//! them.
 
 use std::io::Read;
 
@@ -22,9 +23,7 @@ pub(super) fn totals(chunk: &[u8], values: u64, gzip: bool) -> Result<Totals, St
     let mut totals = Totals::default();
     let mut rest = chunk;
     while totals.values < values && !rest.is_empty() {
-        let mut header = Header::default();
-        header.read(&mut rest, Place::Page, 0)?;
-        let Header { uncompressed_bytes, compressed_bytes, values, level_bytes } = header;
+        let Header { uncompressed_bytes, compressed_bytes, values, level_bytes, .. } = Header::take(&mut rest)?;
         let page = usize::try_from(compressed_bytes).ok().and_then(|n| rest.split_at_checked(n));
         let (page, behind) = page.ok_or_else(|| format!("a page of {compressed_bytes} bytes passes the end"))?;
         let unsigned = |n: i64, what: &str| u64::try_from(n).map_err(|_| format!("a page with {n} {what}"));
@@ -55,12 +54,20 @@ fn inflated_bytes(stream: &[u8], most: u64) -> Result<u64, String> {
     }
 }
 
+/// What a page says of itself.
 #[derive(Default)]
-struct Header {
+pub(super) struct Header {
+    /// As parquet.thrift numbers the types.
+    pub page_type: i64,
+    pub compressed_bytes: i64,
+    pub values: i64,
+    /// As parquet.thrift numbers the encodings.
+    pub encoding: i64,
+    /// Values that are missing, where the page is of version 2.
+    pub nulls: i64,
+    /// Bytes of levels before the values, where the page is of version 2.
+    pub level_bytes: i64,
     uncompressed_bytes: i64,
-    compressed_bytes: i64,
-    values: i64,
-    level_bytes: i64,
 }
 
 /// The struct that is being read.
@@ -76,6 +83,13 @@ enum Place {
 const DEPTH_MAX: usize = 8;
 
 impl Header {
+    /// Takes the header off the start of `rest`.
+    pub(super) fn take(rest: &mut &[u8]) -> Result<Header, String> {
+        let mut header = Header::default();
+        header.read(rest, Place::Page, 0)?;
+        Ok(header)
+    }
+
     /// Reads one struct up to its stop byte.
     fn read(&mut self, rest: &mut &[u8], place: Place, depth: usize) -> Result<(), String> {
         if depth > DEPTH_MAX {
@@ -93,9 +107,12 @@ impl Header {
             };
             let kind = start & 0xf;
             let wanted = match (place, field) {
+                (Place::Page, 1) => Some(&mut self.page_type),
                 (Place::Page, 2) => Some(&mut self.uncompressed_bytes),
                 (Place::Page, 3) => Some(&mut self.compressed_bytes),
                 (Place::DataPage | Place::DataPageV2, 1) => Some(&mut self.values),
+                (Place::DataPage, 2) | (Place::DataPageV2, 4) => Some(&mut self.encoding),
+                (Place::DataPageV2, 2) => Some(&mut self.nulls),
                 (Place::DataPageV2, 5 | 6) => Some(&mut self.level_bytes),
                 _ => None,
             };
@@ -161,7 +178,7 @@ fn take(rest: &mut &[u8], count: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn varint(rest: &mut &[u8]) -> Result<u64, String> {
+pub(super) fn varint(rest: &mut &[u8]) -> Result<u64, String> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let next = byte(rest)?;
