@@ -44,7 +44,7 @@ struct Written {
     version: WriterVersion,
     compression: Compression,
     dictionary: bool,
-    /// Values are ten times as large, and all of a row group are one page.
+    /// Values are twenty times as large, and as many are in a page as the writer likes.
     large: bool,
     groups: usize,
     group_rows: usize,
@@ -78,7 +78,7 @@ fn file(written: Written) -> Bytes {
         // Two thirds of the values are one of a few, so that a dictionary is of use until it overflows.
         let bytes = |row: &usize| {
             let name = if row.is_multiple_of(3) { *row } else { row % 5 };
-            let length = if written.large { 10_000 } else { 1000 } + name * 37 % 2000;
+            let length = if written.large { 20_000 } else { 1000 } + name * 37 % 2000;
             ByteArray::from((0..length).map(|at| b'a' + ((name * 31 + at * at) % 26) as u8).collect::<Vec<u8>>())
         };
         let values: Vec<ByteArray> = rows.iter().map(bytes).collect();

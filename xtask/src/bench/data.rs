@@ -255,6 +255,8 @@ impl Place<'_> {
             command.arg(&self.script).args(["load", side.loader, case.data]).arg(&self.data).arg(samples.to_string());
             command
         };
+        // Others ran since, and the kernel may have let go of files that nobody read for minutes.
+        warm(&self.data.join(case.data))?;
         let messages = self.data.join("messages.txt");
         command.stdout(Stdio::piped()).stderr(std::fs::File::create(&messages)?);
         let (cpu, wall, start) = (children_cpu_s()?, Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
@@ -318,6 +320,19 @@ impl Measured {
             first_batch_s: median(runs.iter().flatten().map(|run| run.first_batch_s).collect()),
         }
     }
+}
+
+/// Reads all files of a folder into the page cache.
+fn warm(folder: &Path) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            warm(&path)?;
+        } else {
+            std::io::copy(&mut std::fs::File::open(&path)?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 /// How many times a loader's rate the first of ours has, by CPU time and by wall time.

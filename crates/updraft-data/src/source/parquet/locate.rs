@@ -56,8 +56,9 @@ const HEADER_BYTES: u64 = 1 << 10;
 /// Bytes of a header, at most: statistics in it can be long.
 const HEADER_BYTES_MAX: u64 = 64 << 10;
 
-/// Bytes to each page or value, at least. Smaller ones cost more to walk over than to read.
-const STEP_BYTES_MIN: u64 = 8 << 10;
+/// Bytes to each page or value, at least. Smaller ones cost more to walk over than to read: a little where the file is in
+/// the page cache, and where it is not, as many waits for the disk as there are.
+const STEP_BYTES_MIN: u64 = 16 << 10;
 
 /// Pages that a chunk may have, however small.
 const PAGES_ALWAYS: u64 = 8;
