@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", text.join(" "));
         return Ok(());
     }
+    loader.ends_before(steps);
     let mut batches = loader.batches(0..steps)?;
     while let Some(batch) = batches.next() {
         let batch = batch?;

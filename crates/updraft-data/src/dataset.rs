@@ -211,7 +211,7 @@ impl Dataset {
                 pack::check(pack, self.tensors.len()).map_err(DataError::Loader)?;
                 self.packed(pack, &[Vec::new()], &mut watch)?
             }
-            None => self.tensors_of(&[0], &Key::new(0), &mut watch)?,
+            None => self.tensors_of(&[0], &Key::new(0), true, &mut watch)?,
         };
         self.facts.tensors = first
             .iter()
@@ -254,17 +254,20 @@ impl Dataset {
     }
 
     /// The named tensors of some samples, stacked along a new first dimension. Random transforms draw from `key` and
-    /// the samples' numbers.
+    /// the samples' numbers. Where a sample `comes_again`, its decoded picture is worth keeping.
     pub(crate) fn tensors_of(
         &self,
         samples: &[u64],
         key: &Key,
+        comes_again: bool,
         watch: &mut Stopwatch,
     ) -> Result<Vec<(String, Tensor)>, DataError> {
         let mut out = Vec::with_capacity(self.tensors.len());
         for tensor in &self.tensors {
             let made = match &tensor.plan {
-                Plan::Picture(plan) => self.pictures(tensor, plan, samples, &key.child(&tensor.name), watch)?,
+                Plan::Picture(plan) => {
+                    self.pictures(tensor, plan, samples, &key.child(&tensor.name), comes_again, watch)?
+                }
                 Plan::Numbers(_) => self.numbers(tensor, samples, watch)?,
             };
             out.push((tensor.name.clone(), made));

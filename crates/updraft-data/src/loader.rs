@@ -7,6 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use updraft_base::Clock;
@@ -110,6 +111,8 @@ struct Shared {
     options: LoaderOptions,
     planner: Planner,
     clock: Option<Arc<dyn Clock>>,
+    /// The step from which on nobody asks for batches.
+    end_step: AtomicU64,
 }
 
 impl fmt::Debug for Loader {
@@ -136,7 +139,8 @@ impl Loader {
             return Err(DataError::Loader("a batch needs at least one sample".into()));
         }
         let planner = Planner::new(&dataset, &options)?;
-        Ok(Loader { shared: Arc::new(Shared { dataset, options, planner, clock }) })
+        let end_step = AtomicU64::new(u64::MAX);
+        Ok(Loader { shared: Arc::new(Shared { dataset, options, planner, clock, end_step }) })
     }
 
     /// The dataset.
@@ -189,6 +193,12 @@ impl Loader {
         Batches::start(self, steps)
     }
 
+    /// Says that no batch from `step` on will be asked for. In the last epoch before it, no decoded picture is kept for the
+    /// next epoch.
+    pub fn ends_before(&self, step: u64) {
+        self.shared.end_step.store(step, Ordering::Relaxed);
+    }
+
     fn options(&self) -> &LoaderOptions {
         &self.shared.options
     }
@@ -222,13 +232,16 @@ impl Loader {
     }
 
     fn make(&self, step: u64) -> Result<Made, DataError> {
-        let Shared { dataset, planner, clock, .. } = &*self.shared;
+        let Shared { dataset, planner, clock, end_step, .. } = &*self.shared;
         let mut watch = Stopwatch::start(clock.as_deref());
         let BatchPlan { epoch, key, samples, rows } = planner.batch(dataset, step)?;
         watch.lap(crate::stall::Stage::Fetch);
         let tensors = match (&rows, dataset.pack()) {
             (RowPlan::Packed(rows), Some(pack)) => dataset.packed(pack, rows, &mut watch)?,
-            (RowPlan::Samples(rows), _) => dataset.tensors_of(rows, &key, &mut watch)?,
+            (RowPlan::Samples(rows), _) => {
+                let comes_again = (epoch + 1).saturating_mul(self.steps_per_epoch()) < end_step.load(Ordering::Relaxed);
+                dataset.tensors_of(rows, &key, comes_again, &mut watch)?
+            }
             (RowPlan::Packed(_), None) => unreachable!("rows are packed where the dataset says how"),
         };
         let bytes = watch.fetched_bytes + tensors.iter().map(|(_, t)| t.byte_len() as u64).sum::<u64>();

@@ -11,6 +11,7 @@ use crate::config::{Axis, Colour, Decode};
 
 mod decode;
 mod floats;
+mod input;
 mod plan;
 mod resize;
 

@@ -113,6 +113,7 @@ pub fn train(run: &mut Run, settings: &Settings) -> Result<Trained, TrainError> 
     let step = training::build(run.model, &for_targets(run.options, run.loader))?;
     run.observer.observe(&Event::Built { untrained: &step.untrained().collect::<Vec<_>>() });
     let mut progress = Progress::resume_or_start(run, settings, &step)?;
+    progress.run.loader.ends_before(settings.steps);
     let mut batches = progress.run.loader.batches(progress.record.step..settings.steps)?;
     let mut waits = Waits::default();
     let start_ns = progress.run.clock.monotonic_ns();

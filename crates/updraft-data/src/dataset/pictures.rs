@@ -20,6 +20,7 @@ impl Dataset {
         plan: &PicturePlan,
         samples: &[u64],
         key: &Key,
+        comes_again: bool,
         watch: &mut Stopwatch,
     ) -> Result<Tensor, DataError> {
         let column = tensor.columns[0];
@@ -54,7 +55,11 @@ impl Dataset {
                 }
                 None => {
                     let cell = encoded.next().unwrap_or_default();
-                    tensor.cache.keep(*sample, plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?)
+                    let picture = plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?;
+                    if comes_again {
+                        tensor.cache.keep(*sample, &picture);
+                    }
+                    Prepared::Own(picture)
                 }
             };
             watch.lap(Stage::Decode);
@@ -122,22 +127,18 @@ impl PictureCache {
         self.slots.get(usize::try_from(sample).ok()?)?.get()
     }
 
-    /// Keeps the picture if there is a slot and memory for it.
-    fn keep(&self, sample: u64, picture: Picture) -> Prepared {
-        let bytes = picture_bytes(&picture);
-        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else {
-            return Prepared::Own(picture);
-        };
+    /// Keeps a copy of the picture if there is a slot and memory for it: the picture's own memory may have room for a far
+    /// larger one, and serves the next.
+    fn keep(&self, sample: u64, picture: &Picture) {
+        let bytes = picture_bytes(picture);
+        let Some(slot) = usize::try_from(sample).ok().and_then(|s| self.slots.get(s)) else { return };
         let take = |free: u64| free.checked_sub(bytes);
-        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            return Prepared::Own(picture);
-        }
-        // A copy, because the picture's own memory may have room for a far larger one, and serves the next.
-        if slot.set(Arc::new(picture.packed())).is_err() {
+        if self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+            && slot.set(Arc::new(picture.packed())).is_err()
+        {
             // Another thread was first.
             self.free_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        Prepared::Own(picture)
     }
 }
 

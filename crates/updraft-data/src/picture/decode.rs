@@ -8,10 +8,10 @@ use std::io::Cursor;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::input::Input;
 use super::{Picture, WORD, Workspace, luma};
 use crate::config::{Colour, Decode};
 
@@ -95,8 +95,20 @@ fn decode_jpeg(
     if !is_complete(bytes) {
         return Err("cannot be decoded: it is truncated".into());
     }
-    let mut picture = Picture::black(height, width, channels, workspace);
+    let mut picture = if channels == WORD {
+        // Pixels are written from the first to the last, and the last byte of a word is never zero: once that of the last
+        // pixel is not, nothing is left of the picture that had the memory before.
+        let mut pixels = workspace.bytes(height * width * WORD);
+        pixels[height * width * WORD - 1] = 0;
+        Picture { height, width, channels, pixels }
+    } else {
+        Picture::black(height, width, channels, workspace)
+    };
     decoder.decode_into(&mut picture.pixels).map_err(undecodable_jpeg)?;
+    if channels == WORD && picture.pixels.last() == Some(&0) {
+        picture.pixels.fill(0);
+        jpeg_headers(bytes, ColorSpace::RGBA)?.decode_into(&mut picture.pixels).map_err(undecodable_jpeg)?;
+    }
     let picture = picture.in_colour(options.colour, workspace);
     Ok((picture, orientation.unwrap_or(Orientation::NoTransforms)))
 }
@@ -107,8 +119,8 @@ fn jpeg_settings(space: ColorSpace) -> DecoderOptions {
     settings.set_max_width(usize::MAX).set_max_height(usize::MAX).jpeg_set_out_colorspace(space)
 }
 
-fn jpeg_headers(bytes: &[u8], space: ColorSpace) -> Result<JpegDecoder<ZCursor<&[u8]>>, String> {
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), jpeg_settings(space));
+fn jpeg_headers(bytes: &[u8], space: ColorSpace) -> Result<JpegDecoder<Input<'_>>, String> {
+    let mut decoder = JpegDecoder::new_with_options(Input::new(bytes), jpeg_settings(space));
     decoder.decode_headers().map_err(undecodable_jpeg)?;
     Ok(decoder)
 }
@@ -171,4 +183,58 @@ fn check_pixels(width: u64, height: u64, options: &Decode) -> Result<(), String>
         return Err(format!("claims {height} x {width} pixels; 1 to {} are decoded", options.pixels_max));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLOUR: &[u8] = include_bytes!("../../tests/fixtures/colour.jpg");
+    const PROGRESSIVE: &[u8] = include_bytes!("../../tests/fixtures/pictures/progressive.jpg");
+    const RESTARTS: &[u8] = include_bytes!("../../tests/fixtures/pictures/restarts.jpg");
+
+    /// Memory that another picture had.
+    fn used(len: usize) -> Workspace {
+        let mut workspace = Workspace::default();
+        workspace.reclaim(Picture { height: 1, width: len, channels: 1, pixels: vec![77; len] });
+        workspace
+    }
+
+    #[test]
+    fn damaged_pictures_show_nothing_of_those_before() {
+        let options = Decode { colour: Colour::Rgb, orient: false, pixels_max: 1 << 20 };
+        let draws = updraft_base::Key::new(3);
+        let mut decoded = 0;
+        for (file, name) in [(COLOUR, "colour"), (PROGRESSIVE, "progressive"), (RESTARTS, "restarts")] {
+            let comment: &[u8] = &[0xFF, 0xFE, 0, 2];
+            let start = file.windows(2).position(|pair| pair == [0xFF, START_OF_SCAN]).unwrap();
+            let scan = &file[start..start + 2 + usize::from(file[start + 3])];
+            for case in 0..600 {
+                let key = draws.child(name).child_index(case);
+                let mut damaged = file.to_vec();
+                let within = |counter: u64, len: usize| key.below(counter, len as u64) as usize;
+                match case % 3 {
+                    0 => (0..1 + within(0, 4))
+                        .for_each(|hit| damaged[within(10 + hit as u64, file.len())] = key.bits(20 + hit as u64) as u8),
+                    1 => {
+                        let from = file.len() / 4 + within(1, file.len() / 2);
+                        damaged.drain(from..from + within(2, file.len() - from - 2));
+                    }
+                    // A segment where none belongs.
+                    _ => {
+                        let at = file.len() / 2 + within(3, file.len() / 2 - 4);
+                        let segment = [comment, scan][case as usize / 3 % 2];
+                        damaged.splice(at..at + within(4, 3), segment.iter().copied());
+                    }
+                }
+                for words in [false, true] {
+                    let clean = Picture::decode_as(&damaged, &options, words, &mut Workspace::default());
+                    let dirty = Picture::decode_as(&damaged, &options, words, &mut used(1 << 16));
+                    decoded += u32::from(clean.is_ok());
+                    assert_eq!(dirty, clean, "{name} {case} {words}");
+                }
+            }
+        }
+        assert!(decoded > 1000, "{decoded}");
+    }
 }

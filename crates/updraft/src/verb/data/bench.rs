@@ -94,6 +94,7 @@ fn load(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
     let steps = args.steps.unwrap_or_else(|| loader.steps_per_epoch());
     let task = context.progress.task("load", steps, "batches");
     let mut measured = Measured::default();
+    loader.ends_before(steps);
     let mut batches = loader.batches(0..steps)?;
     loop {
         let asked_ns = context.clock.monotonic_ns();
