@@ -157,3 +157,23 @@ fn a_truncated_picture_is_refused() {
         assert!(refused.contains(file), "{refused}");
     }
 }
+
+#[test]
+fn decoded_pictures_are_kept_unless_no_epoch_follows() {
+    for (ends_before, kept) in [(u64::MAX, true), (4, true), (3, true), (2, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        (0..4).for_each(|i| std::fs::write(dir.path().join(format!("a/{i}.png")), known(9 + i, 8)).unwrap());
+        let transform = "{ decode = \"rgb\" }, { resize = [8, 8] }";
+        let recipe = format!("path = {:?}\n[[tensors]]\nname = \"image\"\ntransform = [{transform}]", dir.path());
+        let dataset = Dataset::open(&toml::from_str(&recipe).unwrap(), Path::new("/")).unwrap();
+        let options = LoaderOptions { batch_size: 2, ..LoaderOptions::default() };
+        let loader = Loader::new(dataset.into(), options).unwrap();
+        loader.ends_before(ends_before);
+        let first = loader.batch(0).unwrap().tensors;
+        loader.batch(1).unwrap();
+        std::fs::remove_dir_all(dir.path().join("a")).unwrap();
+        let again = loader.batch(2).map(|batch| batch.tensors);
+        assert_eq!(again.is_ok_and(|again| again == first), kept, "{ends_before}");
+    }
+}

@@ -1,8 +1,8 @@
 //! Pixels to normalised floats, channels first.
 //!
 //! `(pixel / 255 - mean) / std` has 256 results for a channel, so a table would do; but divisions by constants that
-//! are multiplications with a correction run in vector registers, where a table's loads do not. That both agree to the
-//! bit is checked for all 256 pixels when a recipe is opened, and where they do not, the table is used.
+//! are multiplications run in vector registers, where a table's loads do not. That both agree to the bit is checked for
+//! all 256 pixels when a recipe is opened, and where they do not, the table is used.
 
 use multiversion::multiversion;
 
@@ -17,30 +17,31 @@ pub(super) struct Channel {
 #[derive(Clone, Copy)]
 struct Affine {
     mean: f32,
-    std: f32,
-    std_reciprocal: f32,
+    std_reciprocal: [f32; 2],
 }
 
-const RECIPROCAL_255: f32 = 1.0 / 255.0;
+/// A reciprocal as the sum of two floats, which is exact to 48 bits.
+const fn reciprocal(divisor: f64) -> [f32; 2] {
+    let exact = 1.0 / divisor;
+    let high = exact as f32;
+    [high, (exact - high as f64) as f32]
+}
+
+const RECIPROCAL_255: [f32; 2] = reciprocal(255.0);
 
 impl Affine {
-    /// Each quotient is a product with a rounded reciprocal, corrected by the remainder (Markstein, "Computation of
-    /// elementary functions on the IBM RISC System/6000 processor", 1990).
+    /// Each quotient is a product with a reciprocal of twice the precision, rounded once.
     #[inline(always)]
     fn apply(self, pixel: u8) -> f32 {
-        let value = f32::from(pixel);
-        let scaled = value * RECIPROCAL_255;
-        let scaled = scaled.mul_add(-255.0, value).mul_add(RECIPROCAL_255, scaled);
-        let centred = scaled - self.mean;
-        let quotient = centred * self.std_reciprocal;
-        quotient.mul_add(-self.std, centred).mul_add(self.std_reciprocal, quotient)
+        let product = |value: f32, [high, low]: [f32; 2]| value.mul_add(high, value * low);
+        product(product(f32::from(pixel), RECIPROCAL_255) - self.mean, self.std_reciprocal)
     }
 }
 
 impl Channel {
     pub(super) fn new(mean: f32, std: f32) -> Channel {
         let table: [f32; 256] = std::array::from_fn(|pixel| (pixel as f32 / 255.0 - mean) / std);
-        let affine = Affine { mean, std, std_reciprocal: 1.0 / std };
+        let affine = Affine { mean, std_reciprocal: reciprocal(f64::from(std)) };
         let agrees = |(pixel, value): (usize, &f32)| affine.apply(pixel as u8).to_bits() == value.to_bits();
         let affine = table.iter().enumerate().all(agrees).then_some(affine);
         Channel { table, affine }
