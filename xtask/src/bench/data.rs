@@ -213,7 +213,7 @@ impl Place<'_> {
     /// Writes a dataset in all formats, where it is not yet.
     fn make(&self, data: &str) -> Result<(), Failure> {
         let mut command = Command::new(&self.python);
-        python::run(command.arg(&self.script).args(["make", data]).arg(&self.data).stderr(Stdio::null()))
+        python::run_quietly(command.arg(&self.script).args(["make", data]).arg(&self.data))
     }
 
     fn measure(&self, case: &Case) -> Result<Vec<Measured>, Failure> {

@@ -15,7 +15,7 @@ type Job = fn(&Place) -> Result<(String, Value), Failure>;
 
 pub(super) const JOBS: [(&str, Job); 2] = [("cache", cache), ("convert", convert)];
 
-const BEAM: &[&str] = &["apache-beam==2.77.0", "pyarrow==25.0.1"];
+const BEAM: &[&str] = &["apache-beam[tfrecord]==2.77.0", "pyarrow==25.0.1"];
 
 /// Samples of the dataset that both work on.
 const SAMPLES: u64 = 10_000;
@@ -77,7 +77,7 @@ fn convert(place: &Place) -> Result<(String, Value), Failure> {
                 _ => {
                     std::fs::create_dir(&out)?;
                     let mut command = Command::new(&beam);
-                    python::run(command.arg(&script).args([&records, &out]).stderr(Stdio::null()))?;
+                    python::run_quietly(command.arg(&script).args([&records, &out]))?;
                 }
             }
             runs.push((wall.elapsed().as_secs_f64(), children_cpu_s()? - cpu));
@@ -106,20 +106,18 @@ fn convert(place: &Place) -> Result<(String, Value), Failure> {
 }
 
 fn updraft(place: &Place) -> Command {
-    let mut command = Command::new(place.root.join("target/release/updraft"));
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
+    Command::new(place.root.join("target/release/updraft"))
 }
 
 fn ingest(place: &Place, out: &Path, options: &[&str]) -> Result<(), Failure> {
     let mut command = updraft(place);
     command.args(["data", "ingest"]).args([&place.data.join("raw/tfrecord"), out]).args(options);
-    python::run(command.args(["--threads", &place.arguments.threads.to_string()]))
+    python::run_quietly(command.args(["--threads", &place.arguments.threads.to_string()]))
 }
 
 /// The rows of a dataset, as ours reads it.
 fn rows(place: &Place, folder: &Path) -> Result<Option<u64>, Failure> {
-    let output = updraft(place).args(["data", "inspect", "--json"]).arg(folder).stdout(Stdio::piped()).output()?;
+    let output = updraft(place).args(["data", "inspect", "--json"]).arg(folder).output()?;
     let answer: Value = serde_json::from_slice(&output.stdout)?;
     Ok(answer["dataset"]["rows"].as_u64())
 }
