@@ -84,6 +84,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
     let mut complaints = Vec::new();
     let mut signs: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     let mut long = Vec::new();
+    let mut sources = BTreeMap::new();
     for file in files.iter().filter(|f| is_text(f)) {
         let Ok(text) = std::fs::read_to_string(root.join(file)) else { continue };
         complaints.extend(check_text(file, &text));
@@ -99,8 +100,10 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<(), Failure> {
                     *count += without_tests(&text).matches(sign).count();
                 }
             }
+            sources.insert(file.as_str(), text);
         }
     }
+    complaints.extend(check_modules(&sources));
     for (krate, allowed) in LAYERS {
         let path = format!("crates/{krate}/Cargo.toml");
         complaints.extend(check_layers(&path, &std::fs::read_to_string(root.join(&path))?, allowed)?);
@@ -185,6 +188,32 @@ fn check_source(file: &str, text: &str) -> Vec<String> {
     complaints
 }
 
+/// A file of Rust that no other names as its module is not compiled, and nothing else would say so.
+fn check_modules(sources: &BTreeMap<&str, String>) -> Vec<String> {
+    let is_named = |file: &str| {
+        let path = file.strip_suffix("/mod.rs").or(file.strip_suffix(".rs")).unwrap_or(file);
+        let Some((folder, name)) = path.rsplit_once('/') else { return true };
+        let declaration = format!("mod {name};");
+        let parents = [
+            format!("{folder}.rs"),
+            format!("{folder}/mod.rs"),
+            format!("{folder}/lib.rs"),
+            format!("{folder}/main.rs"),
+        ];
+        let declares = |line: &str| {
+            line.trim().strip_suffix(&declaration).is_some_and(|before| before.is_empty() || before.starts_with("pub"))
+        };
+        parents.iter().filter_map(|parent| sources.get(parent.as_str())).any(|parent| parent.lines().any(declares))
+    };
+    let is_module =
+        |file: &str| file.contains("/src/") && !file.ends_with("/src/lib.rs") && !file.ends_with("/src/main.rs");
+    sources
+        .keys()
+        .filter(|file| is_module(file) && !is_named(file))
+        .map(|file| format!("{file}: is no module of its crate"))
+        .collect()
+}
+
 /// A crate uses only the workspace crates that its row of the table names.
 fn check_layers(file: &str, manifest: &str, allowed: &[&str]) -> Result<Vec<String>, Failure> {
     let manifest: toml::Table = toml::from_str(manifest)?;
@@ -263,6 +292,16 @@ mod tests {
         assert_eq!(check_source("a.rs", "//! A thing.\n// TODO\n").len(), 1);
         assert_eq!(check_source("a.rs", &format!("//! A thing.\n{}", "//\n".repeat(LINES_MAX))).len(), 1);
         assert!(check_source("a.rs", "//! A thing.\n").is_empty());
+    }
+
+    #[test]
+    fn a_file_that_no_other_names_is_found() {
+        let sources = |lib: &str| {
+            let files = [("c/src/lib.rs", lib), ("c/src/a.rs", "mod b;"), ("c/src/a/b.rs", ""), ("c/src/d/mod.rs", "")];
+            BTreeMap::from(files.map(|(file, text)| (file, text.to_owned())))
+        };
+        assert!(check_modules(&sources("mod a;\npub(super) mod d;\n")).is_empty());
+        assert_eq!(check_modules(&sources("mod a;\n// mod d;\n")).len(), 1);
     }
 
     #[test]
