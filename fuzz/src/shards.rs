@@ -34,7 +34,7 @@ impl ReadObjects for Same {
         Ok(ObjectFacts { key: key.to_owned(), bytes, etag: None, version: None, modified_ms: 0 })
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], _: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         Ok(ranges.iter().map(|r| self.bytes(key).slice(r.start as usize..r.end as usize)).collect())
     }
 

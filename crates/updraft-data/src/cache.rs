@@ -194,7 +194,12 @@ impl Cache {
         }
         let ranges: Vec<Range<u64>> = missing.iter().map(|part| self.range_of(facts, *part)).collect();
         if !ranges.is_empty() {
-            let fetched = self.store.read(&facts.key, &ranges)?;
+            let fetched = self.store.read(&facts.key, &ranges, Some(facts)).inspect_err(|error| {
+                if matches!(error, StoreError::Changed { .. }) {
+                    // Who asks next is told what it has become.
+                    self.lock().known[object as usize].facts = None;
+                }
+            })?;
             let fetched_bytes: u64 = fetched.iter().map(|b| b.len() as u64).sum();
             self.lock().reading.fetched_bytes += fetched_bytes;
             // Copied, for they may be slices of one large answer, which would stay as long as the last of them.
@@ -399,12 +404,13 @@ impl ReadObjects for Cache {
         self.known(key).map(|(_, facts)| facts)
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         let (object, facts) = self.known(key)?;
         let size = self.options.part_bytes;
-        if ranges.iter().any(|range| range.start > range.end || range.end > facts.bytes) {
-            // The store says best what is wrong with them.
-            return self.store.read(key, ranges);
+        let is_other = expected.is_some_and(|wanted| (&wanted.etag, wanted.bytes) != (&facts.etag, facts.bytes));
+        if is_other || ranges.iter().any(|range| range.start > range.end || range.end > facts.bytes) {
+            // The store says best what is wrong with them, or has the version that is wanted.
+            return self.store.read(key, ranges, expected);
         }
         let parts_of = |range: &Range<u64>| range.start / size..range.end.div_ceil(size).max(range.start / size);
         let mut wanted: Vec<u64> = ranges.iter().filter(|r| !r.is_empty()).flat_map(parts_of).collect();

@@ -71,6 +71,10 @@ pub struct DatasetConfig {
     /// multiple. With lanes the batches stay the same when ranks come and go; without, one process reads all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lanes: Option<u64>,
+    /// Whether the bytes of each shard are held against the digest that the manifest or MDS index has of them, before its
+    /// first row is used. It reads every shard once more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verify: bool,
     /// The most memory that samples may take: columns read ahead, decoded pictures kept, and, with a quarter of it, batches
     /// in the making. Default 1 GiB.
     #[serde(default = "default_memory_bytes")]

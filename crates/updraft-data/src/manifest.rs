@@ -21,7 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,6 +31,7 @@ use updraft_store::{Created, Objects, ReadObjects, StoreError};
 
 use crate::error::DataError;
 use crate::schema::Schema;
+use crate::source::input::small_object;
 use crate::source::shard::{Block, ShardFormat};
 
 /// The version of the JSON form. Another is refused, not guessed at.
@@ -231,6 +232,12 @@ impl Manifest {
     /// shards under one name; inputs that the version before was made of, in other shards.
     pub fn commit(&self, objects: &Objects) -> Result<Digest, DataError> {
         let name = ReadObjects::name(objects, LATEST);
+        if let Some(key) = listed_twice(&self.shards) {
+            return Err(DataError::file(
+                name.as_ref(),
+                format!("is not moved: the shard `{key}` would be listed twice"),
+            ));
+        }
         for _ in 0..RACES_MAX {
             let expected = match objects.head(LATEST) {
                 Ok(facts) => Some(facts),
@@ -369,15 +376,7 @@ fn latest(objects: &dyn ReadObjects) -> Result<Option<Digest>, DataError> {
 }
 
 fn read_small(objects: &dyn ReadObjects, key: &str) -> Result<Option<Bytes>, DataError> {
-    let facts = match objects.facts(key) {
-        Ok(facts) => facts,
-        Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    if facts.bytes > BYTES_MAX {
-        return Err(DataError::file(objects.name(key).as_ref(), format!("is of {} bytes", facts.bytes)));
-    }
-    Ok(objects.read(key, &[0..facts.bytes])?.pop())
+    small_object(objects, key, BYTES_MAX)
 }
 
 impl Version {
@@ -428,10 +427,9 @@ impl Version {
         let own = std::mem::take(&mut manifest.shards);
         let earlier = segments.into_iter().rev().flat_map(|segment| segment.shards);
         manifest.shards = earlier.chain(own).collect();
-        let mut keys = HashMap::with_capacity(manifest.shards.len());
-        if let Some(twice) = manifest.shards.iter().find(|shard| keys.insert(shard.key.as_str(), ()).is_some()) {
+        if let Some(twice) = listed_twice(&manifest.shards) {
             let key = manifest_key(&digest);
-            return Err(DataError::file(objects.name(&key).as_ref(), format!("lists the shard `{}` twice", twice.key)));
+            return Err(DataError::file(objects.name(&key).as_ref(), format!("lists the shard `{twice}` twice")));
         }
         manifest.appends = false;
         Ok(Some(Version { digest, manifest, segments: count }))
@@ -440,4 +438,9 @@ impl Version {
     pub(crate) fn read(objects: &Arc<dyn ReadObjects>, version: Option<&Digest>) -> Result<Option<Version>, DataError> {
         Version::load(&**objects, version)
     }
+}
+
+fn listed_twice(shards: &[ShardFacts]) -> Option<&str> {
+    let mut keys = HashSet::with_capacity(shards.len());
+    shards.iter().map(|shard| shard.key.as_str()).find(|key| !keys.insert(*key))
 }

@@ -58,6 +58,26 @@ impl Cells {
         }
     }
 
+    /// The same cells, copied to memory of their own where they lie far apart in what was read: a cell keeps all alive that
+    /// was read with it.
+    pub(crate) fn compact(self) -> Cells {
+        let Cells::Bytes(cells) = &self else { return self };
+        let filled = || cells.iter().filter(|cell| !cell.is_empty()).map(|cell| cell.as_ptr_range());
+        let first = filled().map(|range| range.start as usize).min().unwrap_or(0);
+        let end = filled().map(|range| range.end as usize).max().unwrap_or(0);
+        let own_bytes: usize = cells.iter().map(Bytes::len).sum();
+        if own_bytes.saturating_mul(2) >= end - first {
+            return self;
+        }
+        let joined = Bytes::from(cells.concat());
+        let mut at = 0;
+        let own = |cell: &Bytes| {
+            at += cell.len();
+            joined.slice(at - cell.len()..at)
+        };
+        Cells::Bytes(cells.iter().map(own).collect())
+    }
+
     /// The cells at `rows`, in that order.
     ///
     /// # Panics
@@ -255,4 +275,24 @@ fn gather_fixed<const BYTES: usize>(from: &[u8], to: &mut [u8], rows: impl Itera
 /// A tensor of bytes that were counted by shape and type.
 pub(crate) fn tensor_of(dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
     Tensor::from_bytes(dtype, shape, bytes).expect("the bytes are of whole rows of this shape")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_cells_do_not_keep_all_that_was_read_with_them() {
+        let read = Bytes::from((0..200u8).collect::<Vec<_>>());
+        let cut = |width: usize| Cells::Bytes((0..10).map(|row| read.slice(20 * row..20 * row + width)).collect());
+        let (sparse, dense) = (cut(3), cut(15));
+        for (cells, is_copied) in [(&sparse, true), (&dense, false)] {
+            let compact = cells.clone().compact();
+            assert_eq!(&compact, cells);
+            let Cells::Bytes(compact) = compact else { unreachable!() };
+            assert_eq!(!read.as_ptr_range().contains(&compact[1].as_ptr()), is_copied);
+        }
+        let empty = Cells::Bytes(vec![Bytes::new(); 3]);
+        assert_eq!(empty.clone().compact(), empty);
+    }
 }

@@ -28,7 +28,7 @@ impl ReadObjects for Counted {
         Ok(ObjectFacts { key: key.to_owned(), bytes, etag: None, version: None, modified_ms: 0 })
     }
 
-    fn read(&self, _: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, _: &str, ranges: &[Range<u64>], _: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         self.read.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::Relaxed);
         Ok(ranges.iter().map(|range| self.bytes.slice(range.start as usize..range.end as usize)).collect())
     }

@@ -26,9 +26,9 @@ impl ReadObjects for Counted {
         self.objects.facts(key)
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        self.objects.read(key, ranges)
+        self.objects.read(key, ranges, expected)
     }
 
     fn name(&self, key: &str) -> String {

@@ -247,9 +247,9 @@ impl ReadObjects for Metered {
         self.inner.facts(key)
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         self.bytes.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::Relaxed);
-        self.inner.read(key, ranges)
+        self.inner.read(key, ranges, expected)
     }
 
     fn name(&self, key: &str) -> String {

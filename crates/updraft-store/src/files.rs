@@ -14,8 +14,8 @@ use crate::{AccessError, ObjectFacts, ReadObjects, StoreError};
 /// Files that are kept open, at most.
 const OPEN_MAX: usize = 128;
 
-/// A folder's files as objects that can be read. A file that is replaced while it is read stays what it was; one that is
-/// changed in place is an error.
+/// A folder's files as objects that can be read. A file that is replaced while it is read stays what it was, or is an
+/// error once it was closed; one that is changed in place is an error.
 #[derive(Debug)]
 pub struct LocalFiles {
     folder: PathBuf,
@@ -34,15 +34,21 @@ impl LocalFiles {
         LocalFiles { folder: folder.to_owned(), open: Mutex::new(HashMap::new()) }
     }
 
-    fn opened(&self, key: &str) -> Result<Arc<Opened>, StoreError> {
+    /// The file, open; of this tag where there is one.
+    fn opened(&self, key: &str, expected: Option<&str>) -> Result<Arc<Opened>, StoreError> {
+        let is_wanted = |opened: &Opened| expected.is_none_or(|etag| opened.etag == etag);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = open.get(key) {
+        if let Some(opened) = open.get(key).filter(|opened| is_wanted(opened)) {
             return Ok(opened.clone());
         }
         let failed = |e: std::io::Error| self.error(key, e);
         let file = File::open(self.folder.join(key)).map_err(failed)?;
         let etag = etag(&file.metadata().map_err(failed)?);
         let opened = Arc::new(Opened { file, etag });
+        if !is_wanted(&opened) {
+            let (expected, found) = (expected.map(str::to_owned), Some(opened.etag.clone()));
+            return Err(StoreError::Changed { object: self.name(key), expected, found });
+        }
         if open.len() >= OPEN_MAX {
             // Opening again costs microseconds; which goes matters little.
             let first = open.keys().next().cloned();
@@ -85,9 +91,9 @@ impl ReadObjects for LocalFiles {
         })
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         let failed = |e: std::io::Error| self.error(key, e);
-        let opened = self.opened(key)?;
+        let opened = self.opened(key, expected.and_then(|facts| facts.etag.as_deref()))?;
         let mut parts = Vec::with_capacity(ranges.len());
         for range in ranges {
             let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(std::io::Error::other);

@@ -224,8 +224,8 @@ impl ReadObjects for Objects {
         self.head(key)
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
-        self.get_ranges(key, ranges, None)
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
+        self.get_ranges(key, ranges, expected)
     }
 
     fn name(&self, key: &str) -> String {

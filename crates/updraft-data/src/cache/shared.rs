@@ -129,6 +129,18 @@ impl SharedCache {
         known.map_or_else(|| self.facts(key), Ok)
     }
 
+    /// What the store says of an object, for the server to keep.
+    fn fresh_facts(&self, key: &str) -> Result<ObjectFacts, StoreError> {
+        let facts = self.store.facts(key)?;
+        self.remember(&facts);
+        let ObjectFacts { bytes, etag, version, modified_ms, .. } = facts.clone();
+        if let Ok(value) = serde_json::to_vec(&KeptFacts { bytes, etag, version, modified_ms }) {
+            let name = self.name_of(&[b"facts", self.store.name(key).as_bytes()]);
+            self.put(&[(name, value.into())], self.facts_ms(key));
+        }
+        Ok(facts)
+    }
+
     fn remember(&self, facts: &ObjectFacts) {
         let mut state = self.lock();
         if state.known.len() >= KNOWN_MAX {
@@ -262,21 +274,19 @@ impl ReadObjects for SharedCache {
             self.remember(&facts);
             return Ok(facts);
         }
-        let facts = self.store.facts(key)?;
-        self.remember(&facts);
-        let ObjectFacts { bytes, etag, version, modified_ms, .. } = facts.clone();
-        if let Ok(value) = serde_json::to_vec(&KeptFacts { bytes, etag, version, modified_ms }) {
-            self.put(&[(name, value.into())], keep_ms);
-        }
-        Ok(facts)
+        self.fresh_facts(key)
     }
 
-    /// Bytes of the version that [`facts`](ReadObjects::facts) last told of, where they are in the cache.
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    /// Bytes of the version that is expected, or that [`facts`](ReadObjects::facts) last told of, where they are in the
+    /// cache.
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         if ranges.iter().all(|range| range.end.saturating_sub(range.start) > self.options.value_bytes_max) {
-            return self.store.read(key, ranges);
+            return self.store.read(key, ranges, expected);
         }
-        let facts = self.known(key)?;
+        let facts = match expected {
+            Some(facts) => facts.clone(),
+            None => self.known(key)?,
+        };
         let kept: Vec<Option<(String, Range<u64>)>> = ranges
             .iter()
             .map(|range| {
@@ -305,7 +315,12 @@ impl ReadObjects for SharedCache {
             let mut distinct = wanted.clone();
             distinct.sort_by_key(|range| (range.start, range.end));
             distinct.dedup();
-            let read = self.store.read(key, &distinct)?;
+            let read = self.store.read(key, &distinct, expected).inspect_err(|error| {
+                if matches!(error, StoreError::Changed { .. }) {
+                    // What the server has of it is of the past. Where the store does not answer, the next who asks says so.
+                    self.fresh_facts(key).ok();
+                }
+            })?;
             let by_range: HashMap<(u64, u64), Bytes> =
                 distinct.iter().map(|range| (range.start, range.end)).zip(read).collect();
             let fresh: HashMap<String, Bytes> = kept
@@ -323,14 +338,14 @@ impl ReadObjects for SharedCache {
             };
             let parts: Option<Vec<Bytes>> = ranges.iter().zip(&wanted).map(cut).collect();
             // An object that became shorter meanwhile: the store says what is wrong.
-            return parts.map_or_else(|| self.store.read(key, ranges), Ok);
+            return parts.map_or_else(|| self.store.read(key, ranges, expected), Ok);
         }
         let parts: Option<Vec<Bytes>> = ranges
             .iter()
             .zip(kept.iter().flatten())
             .map(|(range, (name, kept))| cut(values.get(name), kept, range))
             .collect();
-        parts.map_or_else(|| self.store.read(key, ranges), Ok)
+        parts.map_or_else(|| self.store.read(key, ranges, expected), Ok)
     }
 
     fn name(&self, key: &str) -> String {

@@ -34,7 +34,7 @@ impl ReadObjects for Counted {
         Ok(ObjectFacts { key: key.to_owned(), bytes, etag: Some("1".into()), version: None, modified_ms: 0 })
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], _: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let of_range = |range: &Range<u64>| {
             self.read_bytes.fetch_add(range.end - range.start, Ordering::SeqCst);
@@ -57,11 +57,11 @@ fn ranges_are_those_of_the_store_and_parts_are_fetched_once() {
     let store = Counted::new(1, 1000);
     let cache = Cache::new(store.clone(), options(10_000, 64, None)).unwrap();
     let ranges = [0..0, 3..64, 60..200, 990..1000, 0..1000, 64..128, 500..500];
-    let got = cache.read("0", &ranges).unwrap();
+    let got = cache.read("0", &ranges, None).unwrap();
     for (range, bytes) in ranges.iter().zip(&got) {
         assert_eq!(bytes[..], store.objects[0][range.start as usize..range.end as usize], "{range:?}");
     }
-    cache.read("0", &ranges).unwrap();
+    cache.read("0", &ranges, None).unwrap();
     assert_eq!(cache.reading().fetched_bytes, 1000);
     assert_eq!((store.read_bytes.load(Ordering::SeqCst), store.reads.load(Ordering::SeqCst)), (1000, 1));
 }
@@ -91,7 +91,7 @@ fn fetched(objects: u64, options: CacheOptions, foresees: bool) -> Vec<f64> {
         let before = store.read_bytes.load(Ordering::SeqCst);
         for turn in 0..objects {
             let object = order(epoch).get(turn) as usize;
-            let got = cache.read(&keys[object], &[10..200]).unwrap();
+            let got = cache.read(&keys[object], &[10..200], None).unwrap();
             assert_eq!(got[0][..], store.objects[object][10..200]);
             if foresees {
                 cache.advance(epoch * objects + turn + 1);
@@ -134,7 +134,7 @@ fn a_damaged_file_is_fetched_again_and_counted() {
     let store = Counted::new(3, 300);
     let open = || Cache::new(store.clone(), options(0, 100, Some((folder.path(), 1 << 20)))).unwrap();
     let all = 0..300u64;
-    (0..3).for_each(|key| _ = open().read(&key.to_string(), std::slice::from_ref(&all)).unwrap());
+    (0..3).for_each(|key| _ = open().read(&key.to_string(), std::slice::from_ref(&all), None).unwrap());
     let mut files: Vec<PathBuf> = Vec::new();
     for folder in std::fs::read_dir(folder.path()).unwrap().flatten().filter(|f| f.file_name() != "unfinished") {
         files.extend(std::fs::read_dir(folder.path()).unwrap().flatten().map(|f| f.path()));
@@ -150,13 +150,13 @@ fn a_damaged_file_is_fetched_again_and_counted() {
     std::fs::remove_file(&files[3]).unwrap();
     let cache = open();
     for key in 0..3 {
-        let got = cache.read(&key.to_string(), std::slice::from_ref(&all)).unwrap();
+        let got = cache.read(&key.to_string(), std::slice::from_ref(&all), None).unwrap();
         assert_eq!(got[0][..], store.objects[key][..]);
     }
     let reading = cache.reading();
     assert_eq!((reading.corrupt, reading.disk_hits, reading.fetched_bytes), (3, 5, 400));
     // All is whole again.
-    (0..3).for_each(|key| _ = open().read(&key.to_string(), std::slice::from_ref(&all)).unwrap());
+    (0..3).for_each(|key| _ = open().read(&key.to_string(), std::slice::from_ref(&all), None).unwrap());
     assert_eq!(store.read_bytes.load(Ordering::SeqCst), 900 + 400);
 }
 
@@ -174,7 +174,7 @@ fn caches_that_share_a_folder_and_lose_their_files_at_any_moment_answer_right() 
                 for i in 0..600u64 {
                     let object = key.below(2 * i, 40) as usize;
                     let start = key.below(2 * i + 1, 400);
-                    let got = cache.read(&object.to_string(), &[start..start + 100]).unwrap();
+                    let got = cache.read(&object.to_string(), &[start..start + 100], None).unwrap();
                     assert_eq!(got[0][..], store.objects[object][start as usize..start as usize + 100]);
                     if i % 50 == 49 {
                         // Someone clears the folder away.
@@ -200,7 +200,7 @@ fn threads_that_miss_the_same_part_fetch_it_once() {
             scope.spawn(move || {
                 for part in 0..16u64 {
                     let start = (part + thread * 2) % 16 * 256;
-                    cache.read("0", std::slice::from_ref(&(start..start + 256))).unwrap();
+                    cache.read("0", std::slice::from_ref(&(start..start + 256)), None).unwrap();
                 }
             });
         }
@@ -214,8 +214,9 @@ fn files_of_an_earlier_run_serve_the_next_and_go_when_they_are_needed_last() {
     let store = Counted::new(10, 100);
     let file = 124;
     let open = || Cache::new(store.clone(), options(0, 100, Some((folder.path(), 4 * file)))).unwrap();
-    let whole =
-        |cache: &Cache, object: u64| _ = cache.read(&object.to_string(), std::slice::from_ref(&(0..100))).unwrap();
+    let whole = |cache: &Cache, object: u64| {
+        _ = cache.read(&object.to_string(), std::slice::from_ref(&(0..100)), None).unwrap()
+    };
     let first = open();
     (0..4).for_each(|object| whole(&first, object));
     let second = open();

@@ -420,7 +420,7 @@ impl Source for Objects64 {
         for row in rows {
             let start = row % samples * 64;
             let range = start..start + 64;
-            let bytes = store.read(&(row / samples).to_string(), std::slice::from_ref(&range));
+            let bytes = store.read(&(row / samples).to_string(), std::slice::from_ref(&range), None);
             let bytes = bytes.map_err(|e| DataError::Loader(e.to_string()))?.remove(0);
             assert_eq!(bytes[..8].repeat(8), bytes[..], "a sample of two");
             numbers.push(i64::from_le_bytes(bytes[..8].try_into().unwrap()));

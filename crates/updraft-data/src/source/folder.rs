@@ -116,7 +116,7 @@ impl Source for Listed {
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let keys = || rows.iter().map(|row| &self.keys[*row as usize]);
         let read = |(key, bytes, _): &(String, u64, i64)| -> Result<Bytes, DataError> {
-            Ok(self.objects.read(key, std::slice::from_ref(&(0..*bytes)))?.pop().unwrap_or_default())
+            Ok(self.objects.read(key, std::slice::from_ref(&(0..*bytes)), None)?.pop().unwrap_or_default())
         };
         let cells = |column: &usize| {
             if self.is_label[*column] {

@@ -9,33 +9,36 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use updraft_base::units;
-use updraft_store::ReadObjects;
+use updraft_store::{ObjectFacts, ReadObjects, StoreError};
 
 use crate::error::DataError;
 
-/// One object.
+/// One object, of the version that it was when it was opened: another is an error.
 #[derive(Clone)]
 pub(crate) struct Input {
     objects: Arc<dyn ReadObjects>,
-    key: String,
-    bytes: u64,
+    facts: ObjectFacts,
 }
 
 impl Input {
     /// The object of this key.
     pub(crate) fn open(objects: &Arc<dyn ReadObjects>, key: &str) -> Result<Input, DataError> {
-        let bytes = objects.facts(key)?.bytes;
-        Ok(Input { objects: objects.clone(), key: key.to_owned(), bytes })
+        Ok(Input { objects: objects.clone(), facts: objects.facts(key)? })
+    }
+
+    /// The tag of this version, where the store gives one.
+    pub(crate) fn etag(&self) -> Option<&str> {
+        self.facts.etag.as_deref()
     }
 
     /// Its length.
     pub(crate) fn len(&self) -> u64 {
-        self.bytes
+        self.facts.bytes
     }
 
     /// How messages name it.
     pub(crate) fn name(&self) -> String {
-        self.objects.name(&self.key)
+        self.objects.name(&self.facts.key)
     }
 
     /// What is wrong with it as a whole.
@@ -57,12 +60,12 @@ impl Input {
     /// The bytes of ranges, in their order.
     pub(crate) fn read_all(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, DataError> {
         for range in ranges {
-            if range.start > range.end || range.end > self.bytes {
-                let reason = format!("bytes to {} are claimed, and it ends after {}", range.end, self.bytes);
+            if range.start > range.end || range.end > self.len() {
+                let reason = format!("bytes to {} are claimed, and it ends after {}", range.end, self.len());
                 return Err(self.error_at(range.start, reason));
             }
         }
-        let read = self.objects.read(&self.key, ranges)?;
+        let read = self.objects.read(&self.facts.key, ranges, Some(&self.facts))?;
         let short = read.iter().zip(ranges).find(|(bytes, range)| bytes.len() as u64 != range.end - range.start);
         match short {
             Some((bytes, range)) => {
@@ -75,16 +78,42 @@ impl Input {
 
     /// All bytes, if memory allows.
     pub(crate) fn whole(&self, memory_bytes: u64) -> Result<Bytes, DataError> {
-        if self.bytes > memory_bytes {
+        if self.len() > memory_bytes {
             return Err(DataError::Memory {
                 path: self.name().into(),
                 what: "the file".into(),
-                needed_bytes: self.bytes,
+                needed_bytes: self.len(),
                 allowed_bytes: memory_bytes,
                 advice: "raise it, or convert to Parquet or MDS, which are read in parts",
             });
         }
-        self.read(0..self.bytes)
+        self.read(0..self.len())
+    }
+}
+
+/// The bytes of an object that is read whole and may be replaced at any time; `None` where there is none.
+///
+/// # Errors
+/// One of more than `bytes_max`.
+pub(crate) fn small_object(objects: &dyn ReadObjects, key: &str, bytes_max: u64) -> Result<Option<Bytes>, DataError> {
+    const TRIES: u32 = 8;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let facts = match objects.facts(key) {
+            Ok(facts) => facts,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if facts.bytes > bytes_max {
+            let reason = format!("is of {} bytes; at most {bytes_max} are read", facts.bytes);
+            return Err(DataError::file(objects.name(key).as_ref(), reason));
+        }
+        match objects.read(key, &[0..facts.bytes], Some(&facts)) {
+            // Replaced since it was asked about.
+            Err(StoreError::Changed { .. } | StoreError::NotFound { .. }) if tries < TRIES => {}
+            read => return Ok(read?.pop()),
+        }
     }
 }
 

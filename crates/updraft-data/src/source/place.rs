@@ -7,6 +7,7 @@ use updraft_store::{LocalFiles, ObjectFacts, Objects, ReadObjects};
 
 use crate::error::DataError;
 use crate::source::Access;
+use crate::source::input::small_object;
 use crate::source::shard::{LOCAL_REQUEST_BYTES, REMOTE_REQUEST_BYTES};
 
 /// A folder or bucket, and what of it is meant.
@@ -131,17 +132,8 @@ impl Place {
         {
             return Ok(None);
         }
-        let facts = match objects.facts(key) {
-            Ok(facts) => facts,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
         const INDEX_BYTES_MAX: u64 = 1 << 30;
-        if facts.bytes > INDEX_BYTES_MAX {
-            let reason = format!("is an index of {} bytes; at most {INDEX_BYTES_MAX} are read", facts.bytes);
-            return Err(DataError::file(objects.name(key).as_ref(), reason));
-        }
-        Ok(objects.read(key, &[0..facts.bytes])?.pop())
+        small_object(&**objects, key, INDEX_BYTES_MAX)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::source::mds::index as mds_index;
 use crate::source::place::Place;
 use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 use crate::source::sharded::{Parts, Shard, Sharded};
-use crate::source::{Access, Opened, Wanted, folder, mds, open_shard_known, shard_hash, verify_shard};
+use crate::source::{Access, Opened, Wanted, folder, mds, open_shard_known, shard_digest, verify_shard};
 
 /// A dataset's shards before columns are chosen.
 pub(crate) struct Resolved {
@@ -53,6 +53,7 @@ pub(crate) fn open(
         shards,
         memory_bytes: config.memory_bytes,
         request_bytes,
+        verify: config.verify,
     };
     let source = Box::new(Sharded::new(parts)?);
     Ok(Opened { source, columns, digest, vocabulary: None, classes: None })
@@ -279,7 +280,7 @@ fn frozen_digest(
 ) -> Result<Digest, DataError> {
     let is_hashed = |shard: &Shard| place.is_local() || shard.facts.etag.is_none();
     let hashed: Vec<&ShardFacts> = shards.iter().filter(|s| is_hashed(s)).map(|s| &s.facts).collect();
-    let hash = || hashed.iter().map(|facts| Ok(shard_hash(objects, facts)?.1)).collect::<Result<Vec<_>, DataError>>();
+    let hash = || hashed.iter().map(|facts| shard_digest(objects, facts)).collect::<Result<Vec<_>, DataError>>();
     let mut digests = if place.is_local() {
         let files: Vec<PathBuf> = hashed.iter().map(|facts| objects.name(&facts.key).into()).collect();
         access.digests_of("shards", &files, files.len(), hash)?

@@ -10,7 +10,7 @@
 //! read whole once the rows read alone have cost as much as it would (the rule of renting skis: never more than twice
 //! the best). A request counts as many bytes as could have come in the time it takes to be answered.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,8 +25,8 @@ use crate::rows::Cells;
 use crate::schema::Schema;
 use crate::source::Source;
 use crate::source::mds::Known;
-use crate::source::open_shard_known;
 use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
+use crate::source::{open_shard_known, verify_shard};
 
 /// Shards that are kept open, at most.
 const OPEN_MAX: usize = 1024;
@@ -63,6 +63,8 @@ pub(crate) struct Sharded {
     sorted_bytes: Vec<u64>,
     memory_bytes: u64,
     request_bytes: u64,
+    /// The shards whose bytes were found to be what they should, where that is asked for.
+    verified: Option<Mutex<HashSet<usize>>>,
     cache: Mutex<Cache>,
 }
 
@@ -103,11 +105,12 @@ pub(crate) struct Parts {
     pub shards: Vec<Shard>,
     pub memory_bytes: u64,
     pub request_bytes: u64,
+    pub verify: bool,
 }
 
 impl Sharded {
     pub(crate) fn new(parts: Parts) -> Result<Sharded, DataError> {
-        let Parts { name, objects, schema, columns, shards, memory_bytes, request_bytes } = parts;
+        let Parts { name, objects, schema, columns, shards, memory_bytes, request_bytes, verify } = parts;
         let (mut block_rows, mut starts, mut shard_blocks, mut block_bytes) = (vec![], vec![0u64], vec![], vec![]);
         let fixed: Option<usize> = columns.iter().map(|at| schema.columns[*at].kind.row_bytes()).sum();
         for shard in &shards {
@@ -159,10 +162,11 @@ impl Sharded {
             sorted_bytes,
             memory_bytes,
             request_bytes,
+            verified: verify.then(Mutex::default),
             cache,
         };
         for at in 0..sharded.shards.len() {
-            if let Some(reader) = sharded.shards[at].reader.take() {
+            if let Some(reader) = sharded.shards[at].reader.take().filter(|_| !verify) {
                 sharded.keep_open(at, reader);
             }
         }
@@ -186,6 +190,13 @@ impl Sharded {
             return Ok(reader.clone());
         }
         let Shard { facts, mds, blocks, .. } = &self.shards[shard];
+        if let Some(verified) = &self.verified {
+            let verified = || verified.lock().unwrap_or_else(PoisonError::into_inner);
+            if !verified().contains(&shard) {
+                verify_shard(&self.objects, facts)?;
+                verified().insert(shard);
+            }
+        }
         let options = ReadOptions {
             memory_bytes: self.memory_bytes,
             schema: Some(self.schema.clone()),
@@ -259,6 +270,7 @@ impl Sharded {
                 cache.kept_bytes -= kept.bytes;
             }
         })?;
+        let columns: Vec<Cells> = columns.into_iter().map(Cells::compact).collect();
         let bytes = columns.iter().map(Cells::memory_bytes).sum();
         let mut cache = self.cache();
         if let Some(kept) = cache.kept.get_mut(&index) {

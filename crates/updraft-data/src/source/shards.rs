@@ -17,7 +17,7 @@ use crate::statistics::ColumnStatistics;
 use super::place::Place;
 use super::resolve::{Resolved, resolve};
 use super::shard::{ReadOptions, ShardFormat, ShardReader};
-use super::{Access, Source, Wanted, folder, is_picture_folder, open_shard_known, shard_hash};
+use super::{Access, Source, Wanted, folder, is_picture_folder, open_shard_known, shard_digest, verify_shard};
 
 /// The shards of a dataset.
 pub struct Shards {
@@ -100,12 +100,47 @@ impl Shards {
                 _ if facts.format == ShardFormat::Folder => self.digest.to_string(),
                 _ => match content {
                     Some(content) => content.to_string(),
-                    None => shard_hash(&self.objects, facts)?.1.to_string(),
+                    None => shard_digest(&self.objects, facts)?.to_string(),
                 },
             };
             inputs.push(Input { reader: reader.clone(), identity });
         }
         Ok(inputs)
+    }
+
+    /// What is wrong with shards whose bytes are not those of the digest that the manifest or MDS index has of them.
+    /// `seen` is told of each shard that was looked at, and its bytes.
+    ///
+    /// # Errors
+    /// A store that does not answer.
+    pub fn changed(&self, threads: usize, mut seen: impl FnMut(u64)) -> Result<Vec<DataError>, DataError> {
+        let known: Vec<&ShardFacts> = self.with_digest().collect();
+        let mut changed = Vec::new();
+        in_order(
+            known.len(),
+            threads,
+            |at| match verify_shard(&self.objects, known[at]) {
+                Ok(()) => Ok(None),
+                Err(error) if error.is_about_content() => Ok(Some(error)),
+                Err(error) => Err(error),
+            },
+            |at, error| {
+                changed.extend(error);
+                seen(known[at].bytes);
+                Ok(())
+            },
+        )?;
+        Ok(changed)
+    }
+
+    /// Bytes of the shards of which a digest is known.
+    pub fn digested_bytes(&self) -> u64 {
+        self.with_digest().map(|facts| facts.bytes).sum()
+    }
+
+    fn with_digest(&self) -> impl Iterator<Item = &ShardFacts> {
+        let has_digest = |facts: &&ShardFacts| facts.xxh3.is_some() || facts.sha256.is_some();
+        self.facts.iter().filter(|facts| facts.format != ShardFormat::Folder).filter(has_digest)
     }
 
     /// The number of blocks of all shards.

@@ -12,6 +12,7 @@ use updraft_data::{
     ShardFacts, ShardFormat, Shards, Wrap,
 };
 use updraft_graph::{DType, Tensor};
+use updraft_sim::{Dialect, ObjectServer};
 use updraft_store::{AccessOptions, ObjectFacts, Objects, ReadObjects, StoreError};
 
 use super::{WRITTEN, rows, write};
@@ -147,6 +148,43 @@ fn folders_of_shards_are_one_dataset_by_manifest_index_pattern_and_listing() {
 }
 
 #[test]
+fn a_shard_that_is_replaced_while_it_is_read_is_an_error_and_not_two_versions() {
+    let server = ObjectServer::start(Dialect::S3, None).unwrap();
+    let (url, settings) = server.url_and_settings();
+    let objects = Objects::open(&url, &settings, &AccessOptions::default()).unwrap();
+    let shard = |first: i64| {
+        let numbers: Vec<i64> = (first..first + 100).collect();
+        let rows = Rows::new(text_schema().into(), vec![Cells::Numbers(Tensor::vector(&numbers))]).unwrap();
+        write(ShardFormat::Mds, &rows, &WriteOptions::default()).0
+    };
+    let (before, after) = (shard(0), shard(1000));
+    assert_eq!(before.len(), after.len());
+    objects.put("s.mds", before).unwrap();
+    let access = Access { settings, ..Access::default() };
+    let readers = updraft_data::shards::Shards::open(&format!("{url}/s.mds"), None, 1 << 20, &access).unwrap().readers;
+    let read = |row: u64| readers[0].read(&[0], &[row]).map(|cells| cells[0].clone());
+    assert_eq!(read(7).unwrap(), Cells::Numbers(Tensor::vector(&[7i64])));
+    objects.put("s.mds", after).unwrap();
+    let error = read(8).unwrap_err().to_string();
+    assert!(error.contains("s.mds") && error.contains("changed"), "{error}");
+}
+
+#[test]
+fn a_recipe_may_ask_that_shards_are_what_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = folder(ShardFormat::Mds, dir.path(), "manifest");
+    let file = dir.path().join("part-1.mds");
+    let mut changed = std::fs::read(&file).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, &changed).unwrap();
+    let recipe = |verify: bool| format!("verify = {verify}\n[[tensors]]\nname = {:?}", rows.schema.columns[1].name);
+    let path = dir.path().to_str().unwrap();
+    assert!(load(path, &recipe(false)).is_ok());
+    let error = load(path, &recipe(true)).unwrap_err().to_string();
+    assert!(error.contains("part-1.mds") && error.contains("XXH3") && error.contains("changed"), "{error}");
+}
+
+#[test]
 fn shards_that_changed_vanished_or_differ_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let rows = folder(ShardFormat::Mds, dir.path(), "manifest");
@@ -231,9 +269,9 @@ impl ReadObjects for Counted {
         self.0.facts(key)
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         self.1.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::Relaxed);
-        self.0.read(key, ranges)
+        self.0.read(key, ranges, expected)
     }
 
     fn name(&self, key: &str) -> String {

@@ -26,7 +26,7 @@ impl ReadObjects for One {
         Ok(ObjectFacts { key: key.to_owned(), bytes, etag: None, version: None, modified_ms: 0 })
     }
 
-    fn read(&self, _: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
+    fn read(&self, _: &str, ranges: &[Range<u64>], _: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
         Ok(ranges.iter().map(|r| self.0.slice(r.start as usize..r.end as usize)).collect())
     }
 

@@ -85,8 +85,9 @@ pub enum Created {
 pub trait ReadObjects: Send + Sync {
     /// What the store says of an object.
     fn facts(&self, key: &str) -> Result<ObjectFacts, StoreError>;
-    /// The bytes of ranges of an object, in the order of the ranges, all of one version.
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError>;
+    /// The bytes of ranges of an object, in the order of the ranges, all of one version; of the version `expected` where
+    /// one is given.
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError>;
     /// How messages name an object: its URL.
     fn name(&self, key: &str) -> String;
     /// The objects that steps to come need, by when they are needed first. A cache lets go of what is needed last; a

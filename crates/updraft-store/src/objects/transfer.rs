@@ -159,13 +159,16 @@ impl Transfer {
         let options = &self.access.options;
         let plan = plan(ranges, options.coalesce_gap_bytes, options.part_bytes);
         let mut pin = expected.and_then(|facts| facts.etag.clone());
+        // Without a tag, the time of the last change is all that tells versions apart; answers have it in seconds.
+        let modified_s = expected.filter(|facts| facts.etag.is_none()).map(|facts| facts.modified_ms / 1000);
         let mut confirmed = false;
         for _ in 0..=options.retries {
-            let fetched: Result<Vec<Piece>, StoreError> =
-                stream::iter(plan.fetches.iter().map(|range| self.fetch(key, &path, range, pin.as_deref())))
-                    .buffered(options.concurrency.max(1))
-                    .try_collect()
-                    .await;
+            let fetched: Result<Vec<Piece>, StoreError> = stream::iter(
+                plan.fetches.iter().map(|range| self.fetch(key, &path, range, pin.as_deref(), modified_s)),
+            )
+            .buffered(options.concurrency.max(1))
+            .try_collect()
+            .await;
             match fetched {
                 Ok(pieces) if pin.is_some() || pieces.windows(2).all(|pair| pair[0].etag == pair[1].etag) => {
                     let answers: Vec<Bytes> = pieces.into_iter().map(|piece| piece.bytes).collect();
@@ -188,13 +191,14 @@ impl Transfer {
         Err(StoreError::Changed { object: self.name(key), expected: pin, found: None })
     }
 
-    /// One range by one request, of the version `pin` if there is one.
+    /// One range by one request, of the version `pin` or the time `modified_s` if there is one.
     async fn fetch(
         &self,
         key: &str,
         path: &ObjectPath,
         range: &Range<u64>,
         pin: Option<&str>,
+        modified_s: Option<u64>,
     ) -> Result<Piece, StoreError> {
         let length = range.end - range.start;
         let attempt = async || {
@@ -209,6 +213,11 @@ impl Transfer {
                 && pin != found
             {
                 return Err(Failure::Version { expected: pin.to_owned(), found: found.clone() });
+            }
+            let found_s = u64::try_from(result.meta.last_modified.timestamp()).unwrap_or(0);
+            if let Some(expected_s) = modified_s.filter(|expected_s| *expected_s != found_s) {
+                let of = |seconds: u64| format!("of {seconds} s");
+                return Err(Failure::Version { expected: of(expected_s), found: of(found_s) });
             }
             let (etag, size, given) = (result.meta.e_tag.clone(), result.meta.size, result.range.clone());
             if given != *range {
