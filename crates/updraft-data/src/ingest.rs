@@ -38,12 +38,12 @@ mod steps;
 
 pub use answer::{found_rows, ingest_rows};
 use blocks::Blocks;
-pub use commit::{append, commit, not_yet_in};
+pub use commit::{append, check_target, commit, not_yet_in};
 pub use resize::{Preview, picture_preview};
 pub use steps::{DecodeStep, ResizeStep, Step, Steps, TokenizeStep};
 
 /// Part of every unit's digest: another number where the same rows become other bytes.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// Rows that are gathered, transformed and written at once.
 const CHUNK_ROWS: usize = 512;
@@ -249,8 +249,9 @@ impl Ingestion {
         let mut first = 0;
         while first < total {
             let rows = unit_rows.min(total - first);
-            let digest = self.unit_digest(&pipeline, first, rows);
-            let key = shard_key(&format!("{:06}", self.units.len()), &digest, self.options.format, &self.options.write);
+            let number = self.units.len();
+            let digest = self.unit_digest(&pipeline, number, first, rows);
+            let key = shard_key(&format!("{number:06}"), &digest, self.options.format, &self.options.write);
             self.units.push(Unit { first, rows, digest, key });
             first += rows;
         }
@@ -269,11 +270,12 @@ impl Ingestion {
         hasher.finish()
     }
 
-    /// The digest of a unit: the pipeline, and the runs of rows that go in. In a shuffled order every run may be anywhere,
-    /// so all inputs go in.
-    fn unit_digest(&self, pipeline: &Digest, first: u64, rows: u64) -> Digest {
+    /// The digest of a unit: the pipeline, the unit's number, which keeps those apart whose rows are equal, and the runs of
+    /// rows that go in. In a shuffled order every run may be anywhere, so all inputs go in.
+    fn unit_digest(&self, pipeline: &Digest, number: usize, first: u64, rows: u64) -> Digest {
         let mut hasher = Hasher::new();
         hasher.field(pipeline.as_bytes());
+        hasher.field(&(number as u64).to_le_bytes());
         let (from, to) = if self.order.is_some() { (0, self.blocks.total_rows()) } else { (first, first + rows) };
         let mut start = 0;
         for input in &*self.inputs {

@@ -13,16 +13,36 @@ use super::{IngestOptions, Ingested, Input, columns_of};
 /// Makes the shards a version of the dataset. The same shards once more, or by several at once, are the same version.
 /// MDS gets the index that MosaicML Streaming reads, too.
 pub fn commit(ingested: &Ingested, options: &IngestOptions, target: &Objects) -> Result<Digest, DataError> {
-    if options.format == ShardFormat::Mds {
-        target.put("index.json", mds_index(&ingested.schema, &ingested.shards, &options.write)?)?;
-    }
     let manifest = manifest(ingested);
-    match manifest.commit(target) {
+    let version = match manifest.commit(target) {
         // Whoever came first committed these shards, or others, which these then replace.
         Err(DataError::Raced { .. }) => manifest.commit(target),
         done => done,
+    }?;
+    if options.format == ShardFormat::Mds {
+        put_index(options, target)?;
+    }
+    Ok(version)
+}
+
+/// Checks that nothing of others is replaced in a folder: the index of MosaicML Streaming, where no manifest is beside it.
+///
+/// # Errors
+/// The index that would be.
+pub fn check_target(target: &Objects) -> Result<(), DataError> {
+    match target.head(INDEX) {
+        Ok(_) if Manifest::latest(target)?.is_none() => {
+            let reason = "lists shards that were not ingested here; choose another folder";
+            Err(DataError::file(ReadObjects::name(target, INDEX).as_ref(), reason))
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
+
+/// Where MosaicML Streaming looks for the shards of a folder.
+const INDEX: &str = "index.json";
 
 fn manifest(ingested: &Ingested) -> Manifest {
     let inputs = ingested.inputs.clone();
@@ -80,7 +100,7 @@ fn put_index(options: &IngestOptions, target: &Objects) -> Result<(), DataError>
     while let Some(Version { digest, manifest, .. }) = Manifest::load(target, None)?
         && stands_at != Some(digest)
     {
-        target.put("index.json", mds_index(&manifest.schema, &manifest.shards, &options.write)?)?;
+        target.put(INDEX, mds_index(&manifest.schema, &manifest.shards, &options.write)?)?;
         stands_at = Some(digest);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `updraft data`: datasets wherever they lie, one file for each of its verbs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
@@ -54,6 +55,19 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         DataVerb::Bench(args) => bench::run(args, context),
         DataVerb::Lifecycle(args) => lifecycle::run(args, context),
     }
+}
+
+/// Whether two paths or URLs name one place, as far as can be told without asking a store.
+pub(crate) fn is_same_place(a: &str, b: &str) -> bool {
+    let place = |text: &str| {
+        let text = text.strip_prefix("file://").unwrap_or(text);
+        if text.contains("://") {
+            return PathBuf::from(text.trim_end_matches('/'));
+        }
+        let absolute = std::path::absolute(text).unwrap_or_else(|_| text.into());
+        absolute.canonicalize().unwrap_or(absolute)
+    };
+    place(a) == place(b)
 }
 
 /// `64MiB`, `1.5 GiB`, `800kB` or a number of bytes.

@@ -7,12 +7,12 @@ use serde_json::json;
 use updraft_base::units;
 use updraft_data::ShardFormat;
 use updraft_data::config::Resize;
-use updraft_data::ingest::{IngestOptions, append, commit, ingest, not_yet_in};
+use updraft_data::ingest::{IngestOptions, append, check_target, commit, ingest, not_yet_in};
 use updraft_data::manifest::Manifest;
 use updraft_data::shards::Shards;
 use updraft_data::write::WriteOptions;
 
-use super::parse_bytes;
+use super::{is_same_place, parse_bytes};
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 
@@ -75,6 +75,11 @@ pub struct Args {
     #[arg(long)]
     compress: bool,
 
+    /// Believe the digests that a manifest or MDS index has of the source's shards. Without this their bytes are read once
+    /// more and held against them.
+    #[arg(long)]
+    no_verify: bool,
+
     /// The most memory for shards being written and blocks being read; fewer threads work where it is short.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     memory: u64,
@@ -116,11 +121,12 @@ fn parse_resize(text: &str) -> Result<(String, Resize), String> {
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let format = args.format.into();
-    if args.source.trim_end_matches('/') == args.target.trim_end_matches('/') {
+    if is_same_place(&args.source, &args.target) {
         return Err(Failure::new(Kind::Usage, "source and target are the same".to_owned()));
     }
     let shards = Shards::open(&args.source, None, args.memory / 2, &context.access())?;
     let target = context.objects(&args.target)?;
+    check_target(&target)?;
     let options = IngestOptions {
         format,
         write: WriteOptions { shard_bytes: args.shard_size, compress: args.compress, ..WriteOptions::default() },
@@ -139,6 +145,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         inputs = not_yet_in(&target, inputs, &options)?;
     }
     let known = given - inputs.len();
+    if !args.no_verify && !inputs.is_empty() {
+        verify(&shards, context)?;
+    }
     let start_ns = context.clock.monotonic_ns();
     let (ingested, version) = match Manifest::latest(&target)?.filter(|_| known > 0 && inputs.is_empty()) {
         Some(version) => (None, version),
@@ -168,4 +177,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         "version": version, "elapsed_ns": elapsed_ns, "rows_per_second": rate,
     });
     Ok(Answer { text, json })
+}
+
+fn verify(shards: &Shards, context: &Context) -> Result<(), Failure> {
+    let task = context.progress.task("verify", shards.digested_bytes(), "bytes");
+    let mut done = 0;
+    let changed = shards.changed(context.threads, |bytes| {
+        done += bytes;
+        task.at(done, String::new);
+    })?;
+    task.finish();
+    changed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }
