@@ -26,7 +26,7 @@ mod rules;
 mod tests;
 
 pub use drift::ColumnDrift;
-pub use quarantine::quarantine;
+pub use quarantine::{earlier_quarantine, quarantine};
 pub use rules::{ColumnRules, Limits, Pattern, Rules};
 
 use check::{Breach, Checker, Part};
@@ -196,6 +196,7 @@ pub fn validate(
         return Err(DataError::Loader("a dataset without shards has nothing to validate".into()));
     };
     rules.check(first.schema()).map_err(DataError::Loader)?;
+    check_measured(rules, options).map_err(DataError::Loader)?;
     if let Some((other, difference)) = shards.iter().find_map(|s| Some((s, first.schema().difference(s.schema())?))) {
         return Err(DataError::Loader(format!("{}: {difference}, as in {}", other.place(0), first.place(0))));
     }
@@ -223,6 +224,25 @@ pub fn validate(
     Ok(gathered.finish(rules, options.before))
 }
 
+/// A limit on what is not measured would always be kept.
+fn check_measured(rules: &Rules, options: &ValidateOptions) -> Result<(), String> {
+    let limits = &rules.limits;
+    let unmeasured = [
+        (
+            "leaks",
+            limits.leaks.is_some() && options.apart.is_empty(),
+            "needs a dataset to be apart from (`--apart-from`)",
+        ),
+        ("psi", limits.psi.is_some() && options.before.is_none(), "needs a version to compare with (`--against`)"),
+        ("ks", limits.ks.is_some() && options.before.is_none(), "needs a version to compare with (`--against`)"),
+        ("near_duplicates", limits.near_duplicates.is_some() && !options.near, "is not measured with `--no-near`"),
+    ];
+    match unmeasured.iter().find(|(_, is_unmeasured, _)| *is_unmeasured) {
+        Some((name, _, reason)) => Err(format!("the limit `{name}` {reason}")),
+        None => Ok(()),
+    }
+}
+
 /// All blocks taken so far.
 struct Gathered<'a> {
     shards: &'a [Arc<dyn ShardReader>],
@@ -234,6 +254,8 @@ struct Gathered<'a> {
     equal: Repeats,
     apart: Vec<Repeats>,
     unique: BTreeMap<usize, Repeats>,
+    /// Rows that were found to repeat a cell of such a column.
+    unique_found: BTreeMap<usize, u64>,
     near_pictures: BTreeMap<usize, NearPictures>,
     near_texts: BTreeMap<usize, NearTexts>,
     near_room_bytes: u64,
@@ -271,6 +293,7 @@ impl<'a> Gathered<'a> {
             equal: Repeats::new(room_bytes),
             apart: Vec::new(),
             unique: unique.into_iter().map(|at| (at, Repeats::new(room_bytes))).collect(),
+            unique_found: BTreeMap::new(),
             near_pictures: BTreeMap::new(),
             near_texts: BTreeMap::new(),
             near_room_bytes: options.memory_bytes / 2,
@@ -331,8 +354,10 @@ impl<'a> Gathered<'a> {
                 let reason = format!("equals {}", self.place(first));
                 self.find(shard, Breach { row: *row, column: None, rule: "duplicate", reason });
             }
-            if self.apart.iter().any(|rows| rows.find(*hash).is_some()) {
-                self.leaks += 1;
+            // The samples of two datasets are nested, so a row of both is found in the larger one first.
+            let found_in = self.apart.iter().filter(|rows| rows.find(*hash).is_some());
+            if let Some(one_in) = found_in.map(Repeats::one_in).min() {
+                self.leaks += one_in;
                 let reason = "is also in a dataset that this one must be apart from".into();
                 self.find(shard, Breach { row: *row, column: None, rule: "leak", reason });
             }
@@ -340,6 +365,7 @@ impl<'a> Gathered<'a> {
         for (column, row, hash) in part.unique {
             let first = self.unique.get_mut(&column).and_then(|seen| seen.push(hash, start + row));
             if let Some(first) = first {
+                *self.unique_found.entry(column).or_default() += 1;
                 let reason = format!("is not unique: {} has the same", self.place(first));
                 bad.push(row);
                 self.find(shard, Breach { row, column: Some(column), rule: "not unique", reason });
@@ -442,7 +468,14 @@ impl<'a> Gathered<'a> {
             let (name, column) = (name.to_owned(), column.map(str::to_owned));
             checks.push(Check { is_least: name == "balance", name, column, value, limit, note });
         };
-        check("bad rows", None, self.bad_rows as f64 / rows, limits.bad_rows, format!("{} rows", self.bad_rows));
+        // Where cells that repeat were looked for in a sample, those outside of it count, too.
+        let unseen = |(column, seen): (&usize, &Repeats)| {
+            seen.repeats().saturating_sub(self.unique_found.get(column).copied().unwrap_or(0))
+        };
+        let bad_rows = (self.bad_rows + self.unique.iter().map(unseen).sum::<u64>()).min(self.rows);
+        let one_in = self.unique.values().map(Repeats::one_in).max().filter(|one_in| *one_in > 1);
+        let estimated = one_in.map(|n| format!(", repeated cells estimated from one in {n}")).unwrap_or_default();
+        check("bad rows", None, bad_rows as f64 / rows, limits.bad_rows, format!("{bad_rows} rows{estimated}"));
         let equal = self.equal.repeats();
         let sampled = |repeats: &Repeats| match repeats.is_exact() {
             true => String::new(),
@@ -458,10 +491,9 @@ impl<'a> Gathered<'a> {
         if !self.apart.is_empty() {
             let sampled: String = self.apart.iter().map(sampled).collect();
             let note = format!("{} rows are in both{sampled}", self.leaks);
-            check("leaks", None, self.leaks as f64 / rows, limits.leaks, note);
+            check("leaks", None, self.leaks as f64 / rows, limits.leaks.or(Some(0.0)), note);
         }
-        let has_text = self.checker.schema.columns.iter().any(|c| c.kind == crate::schema::Kind::Text);
-        if has_text || limits.personal.is_some() {
+        if self.checker.has_text() || limits.personal.is_some() {
             let note = format!("{} rows hold some", self.personal_rows);
             check("personal data", None, self.personal_rows as f64 / rows, limits.personal, note);
         }
@@ -483,14 +515,26 @@ impl<'a> Gathered<'a> {
             let most = classes.iter().map(|(_, n)| *n).max().unwrap_or(1);
             let note = format!("{} classes of {least} to {most} rows", classes.len());
             check("balance", Some(&column.column), least as f64 / most.max(1) as f64, limits.balance, note);
-        } else if let (Some(column), Some(_)) = (labelled, limits.balance) {
+        } else if limits.balance.is_some() {
             // Nobody can say that it is balanced.
-            check("balance", Some(&column.column), 0.0, limits.balance, "too many values to count".into());
+            let note =
+                if labelled.is_some() { "too many values to count" } else { "no column is named as the `label`" };
+            check("balance", labelled.map(|s| s.column.as_str()), 0.0, limits.balance, note.into());
         }
         let mut drifts = Vec::new();
+        // What cannot be compared has moved as far as anybody can tell.
+        let incomparable_max = limits.psi.or(limits.ks).map(|_| 0.0);
+        let dropped = before.into_iter().flatten().filter(|s| statistics.iter().all(|now| now.column != s.column));
+        for earlier in dropped {
+            check("drift", Some(&earlier.column), 1.0, incomparable_max, "the column is gone".into());
+        }
         for current in before.iter().flat_map(|_| &statistics) {
             let earlier = before.into_iter().flatten().find(|s| s.column == current.column);
-            let Some(found) = earlier.and_then(|earlier| drift::drift(earlier, current)) else { continue };
+            let Some(found) = earlier.and_then(|earlier| drift::drift(earlier, current)) else {
+                let note = if earlier.is_some() { "nothing that can be compared" } else { "the column is new" };
+                check("drift", Some(&current.column), 1.0, incomparable_max, note.into());
+                continue;
+            };
             check("drift (PSI)", Some(&current.column), found.psi, limits.psi, format!("of {}", found.of));
             if let Some(ks) = found.ks {
                 check("drift (KS)", Some(&current.column), ks, limits.ks, format!("of {}", found.of));

@@ -11,7 +11,7 @@ use crate::error::DataError;
 use crate::personal::{self, PersonalKind};
 use crate::picture::{Picture, Workspace};
 use crate::rows::Cells;
-use crate::schema::{Kind, Schema};
+use crate::schema::{Column, Kind, Schema};
 use crate::source::shard::ShardReader;
 use crate::statistics::{CellValue, ColumnSummary, numbers_of};
 
@@ -69,30 +69,29 @@ pub(super) struct PersonalCells {
 }
 
 impl Checker {
-    /// Looks at the first row to see which columns hold pictures.
+    /// Looks at some rows to see which columns hold pictures.
     pub(super) fn new(rules: &Rules, reader: &dyn ShardReader, with_near: bool) -> Result<Checker, DataError> {
         let schema = reader.schema().clone();
         let columns: Vec<ColumnRules> =
             schema.columns.iter().map(|c| rules.columns.get(&c.name).cloned().unwrap_or_default()).collect();
         let mut pictures = Vec::with_capacity(columns.len());
         for (at, (column, rules)) in schema.columns.iter().zip(&columns).enumerate() {
-            let first = match column.kind {
-                Kind::Bytes if rules.decode.is_none() && reader.rows() > 0 => reader.read(&[at], &[0])?.pop(),
-                _ => None,
-            };
-            let shows = |cells: &Cells| match cells {
-                Cells::Bytes(cells) => {
-                    cells.first().is_some_and(|c| Picture::decode_grey(c, &mut Workspace::default()).is_ok())
-                }
-                _ => false,
-            };
-            pictures.push(rules.decode.unwrap_or_else(|| first.as_ref().is_some_and(shows)));
+            pictures.push(match rules.decode {
+                Some(decode) => decode,
+                None => column.kind == Kind::Bytes && holds_pictures(reader, at)?,
+            });
         }
         let identity = match rules.identity.as_slice() {
             [] => (0..columns.len()).collect(),
             names => names.iter().filter_map(|name| schema.index_of(name)).collect(),
         };
         Ok(Checker { schema, columns, pictures, identity, with_near })
+    }
+
+    /// Whether any column may hold text.
+    pub(super) fn has_text(&self) -> bool {
+        let kinds = self.schema.columns.iter().map(|c| &c.kind).zip(&self.pictures);
+        kinds.into_iter().any(|(kind, is_picture)| matches!(kind, Kind::Text | Kind::Bytes) && !is_picture)
     }
 
     pub(super) fn must_be_unique(&self, column: usize) -> bool {
@@ -104,10 +103,21 @@ impl Checker {
         let rows: Vec<u64> = rows.collect();
         let mut places = Vec::with_capacity(self.identity.len());
         for at in &self.identity {
-            let name = &self.schema.columns[*at].name;
-            places.push(reader.schema().index_of(name).ok_or_else(|| {
+            let Column { name, kind } = &self.schema.columns[*at];
+            let place = reader.schema().index_of(name).ok_or_else(|| {
                 DataError::Loader(format!("{} has no column `{name}` to compare rows by", reader.place(0)))
-            })?);
+            })?;
+            // Bytes and text of one content are equal; numbers of two types are not, as bytes.
+            let other = &reader.schema().columns[place].kind;
+            let is_text = |kind: &Kind| matches!(kind, Kind::Text | Kind::Bytes);
+            if other != kind && !(is_text(other) && is_text(kind)) {
+                return Err(DataError::Loader(format!(
+                    "{}: column `{name}` holds {other}, and {kind} in the dataset that it is compared with: no row would \
+                     equal another; convert one of them, or name other columns as the `identity`",
+                    reader.place(0)
+                )));
+            }
+            places.push(place);
         }
         let cells = reader.read(&places, &rows)?;
         let all: Vec<usize> = (0..cells.len()).collect();
@@ -156,9 +166,9 @@ impl Checker {
     }
 
     fn check_rows(&self, numbers: &[u64], cells: &[Cells], part: &mut Part) -> Result<(), DataError> {
-        for (at, (column, cells)) in self.schema.columns.iter().zip(cells).enumerate() {
+        for (at, cells) in cells.iter().enumerate() {
             part.summaries[at].push(cells)?;
-            self.check_column(at, &column.kind, numbers, cells, part)?;
+            self.check_column(at, numbers, cells, part)?;
             if self.columns[at].unique {
                 let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
                 part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
@@ -169,14 +179,7 @@ impl Checker {
         Ok(())
     }
 
-    fn check_column(
-        &self,
-        at: usize,
-        kind: &Kind,
-        numbers: &[u64],
-        cells: &Cells,
-        part: &mut Part,
-    ) -> Result<(), DataError> {
+    fn check_column(&self, at: usize, numbers: &[u64], cells: &Cells, part: &mut Part) -> Result<(), DataError> {
         let rules = &self.columns[at];
         let breach = |row: &u64, (rule, reason): Broken| Breach { row: *row, column: Some(at), rule, reason };
         match cells {
@@ -184,7 +187,12 @@ impl Checker {
                 let mut workspace = Workspace::default();
                 for (number, cell) in numbers.iter().zip(cells) {
                     if cell.is_empty() {
-                        part.bad.extend(rules.required.then(|| breach(number, ("missing", "is missing".into()))));
+                        let broken: Option<Broken> = match self.pictures[at] && rules.missing_max.is_none() {
+                            _ if rules.required => Some(("missing", "is missing".into())),
+                            true => Some(("picture", "is empty".into())),
+                            false => None,
+                        };
+                        part.bad.extend(broken.map(|broken| breach(number, broken)));
                         continue;
                     }
                     part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
@@ -194,8 +202,13 @@ impl Checker {
                             Err(reason) => part.bad.push(breach(number, ("picture", reason))),
                         }
                     }
-                    if *kind == Kind::Text {
-                        let broken = outside_text(rules, &String::from_utf8_lossy(cell));
+                    // Formats that do not tell text from bytes have text as bytes.
+                    let text = std::str::from_utf8(cell).ok().filter(|_| !self.pictures[at]);
+                    if text.is_none() && rules.pattern.is_some() {
+                        part.bad.push(breach(number, ("pattern", "is not text".into())));
+                    }
+                    if let Some(text) = text {
+                        let broken = outside_text(rules, text);
                         part.bad.extend(broken.map(|broken| breach(number, broken)));
                         self.find_personal(at, *number, cell, part);
                         if self.with_near {
@@ -263,6 +276,30 @@ impl Checker {
             }
         }
     }
+}
+
+/// Whether most of some rows, spread over a shard, are pictures. Those that cannot be read say nothing.
+fn holds_pictures(reader: &dyn ShardReader, column: usize) -> Result<bool, DataError> {
+    const ROWS: u64 = 16;
+    let mut workspace = Workspace::default();
+    let (mut pictures, mut others) = (0, 0);
+    for row in (0..reader.rows()).step_by(reader.rows().div_ceil(ROWS).max(1) as usize) {
+        match reader.read(&[column], &[row]) {
+            Ok(cells) => match cells.first().and_then(|cells| cell_bytes(cells, 0)) {
+                Some(cell) if !cell.is_empty() => match Picture::decode_grey(cell, &mut workspace) {
+                    Ok(picture) => {
+                        pictures += 1;
+                        workspace.reclaim(picture);
+                    }
+                    Err(_) => others += 1,
+                },
+                _ => {}
+            },
+            Err(error) if !error.is_about_content() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(pictures > others)
 }
 
 fn outside_length(rules: &ColumnRules, length: usize) -> Option<Broken> {

@@ -3,8 +3,8 @@
 //! Two measures, both over histograms, so that no row is read again:
 //!
 //! - the population stability index, Σ (a − e) · ln(a / e) over the shares `e` and `a` of both versions in bins that hold a
-//!   tenth of the earlier one each, or in each value (Siddiqi, "Credit Risk Scorecards", 2006, where under 0.1 counts as
-//!   stable and over 0.25 as moved);
+//!   tenth of the earlier one each, or in each value, and one of missing cells (Siddiqi, "Credit Risk Scorecards", 2006,
+//!   where under 0.1 counts as stable and over 0.25 as moved);
 //! - the statistic of Kolmogorov and Smirnov, the largest difference of both distribution functions (Smirnov, "Table for
 //!   estimating the goodness of fit of empirical distributions", 1948), with the probability of a larger one by chance in
 //!   the approximation of Stephens ("Use of the Kolmogorov-Smirnov, Cramér-von Mises and related statistics", 1970).
@@ -44,21 +44,29 @@ pub struct ColumnDrift {
 pub(crate) fn drift(before: &ColumnStatistics, now: &ColumnStatistics) -> Option<ColumnDrift> {
     let share = |s: &ColumnStatistics| s.missing as f64 / s.rows.max(1) as f64;
     let missing = [share(before), share(now)];
+    let missing_rows = (before.missing, now.missing);
     let column = now.column.clone();
     if let (Some(a), Some(b)) = (&before.numbers, &now.numbers) {
         let (ks, ks_p) = kolmogorov_smirnov(&a.histogram, &b.histogram)?;
         let psi = match (&before.values, &now.values) {
-            (Some(a), Some(b)) => of_values(a, b),
-            _ => of_histograms(&a.histogram, &b.histogram),
+            (Some(a), Some(b)) => of_values(a, b, missing_rows),
+            _ => of_histograms(&a.histogram, &b.histogram, missing_rows),
         };
         return Some(ColumnDrift { column, of: "numbers", psi, ks: Some(ks), ks_p: Some(ks_p), missing });
     }
     if let (Some(a), Some(b)) = (&before.values, &now.values) {
-        return Some(ColumnDrift { column, of: "values", psi: of_values(a, b), ks: None, ks_p: None, missing });
+        return Some(ColumnDrift {
+            column,
+            of: "values",
+            psi: of_values(a, b, missing_rows),
+            ks: None,
+            ks_p: None,
+            missing,
+        });
     }
     let (a, b) = (before.lengths.as_ref()?, now.lengths.as_ref()?);
     let (ks, ks_p) = kolmogorov_smirnov(&a.histogram, &b.histogram)?;
-    let psi = of_histograms(&a.histogram, &b.histogram);
+    let psi = of_histograms(&a.histogram, &b.histogram, missing_rows);
     Some(ColumnDrift { column, of: "lengths", psi, ks: Some(ks), ks_p: Some(ks_p), missing })
 }
 
@@ -68,7 +76,7 @@ fn psi(pairs: &[(u64, u64)]) -> f64 {
     pairs.iter().map(|(a, b)| (share(*a, before), share(*b, now))).map(|(e, a)| (a - e) * (a / e).ln()).sum()
 }
 
-fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)]) -> f64 {
+fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)], missing: (u64, u64)) -> f64 {
     let mut pairs: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (value, count) in before {
         pairs.entry(value.to_string()).or_default().0 += count;
@@ -76,10 +84,10 @@ fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)]) -> f64 {
     for (value, count) in now {
         pairs.entry(value.to_string()).or_default().1 += count;
     }
-    psi(&pairs.into_values().collect::<Vec<_>>())
+    psi(&pairs.into_values().chain([missing]).collect::<Vec<_>>())
 }
 
-fn of_histograms(before: &Histogram, now: &Histogram) -> f64 {
+fn of_histograms(before: &Histogram, now: &Histogram, missing: (u64, u64)) -> f64 {
     let target = before.total().div_ceil(BINS).max(1);
     let mut bins = vec![(0u64, 0u64)];
     for (a, b) in before.beside(now) {
@@ -91,6 +99,7 @@ fn of_histograms(before: &Histogram, now: &Histogram) -> f64 {
             bin.1 += b;
         }
     }
+    bins.push(missing);
     psi(&bins)
 }
 

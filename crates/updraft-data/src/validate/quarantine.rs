@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::json;
-use updraft_store::Objects;
+use updraft_store::{Objects, ReadObjects};
 
 use crate::error::DataError;
 use crate::rows::{Cells, Rows};
@@ -18,6 +18,12 @@ const PLACE: &str = "quarantine_place";
 
 /// The column that says what is wrong with it, a line each.
 const REASONS: &str = "quarantine_reasons";
+
+/// What the names of shards begin with.
+const SHARD: &str = "quarantine-";
+
+/// The list of rows that cannot be read.
+const UNREADABLE: &str = "unreadable.jsonl";
 
 /// Rows that are read and written at once.
 const CHUNK_ROWS: usize = 512;
@@ -33,7 +39,7 @@ pub fn quarantine(
     let Some(first) = shards.first() else { return Ok(Vec::new()) };
     let source = first.schema();
     let mut columns = source.columns.clone();
-    columns.extend([PLACE, REASONS].map(|name| Column { name: name.to_owned(), kind: Kind::Text }));
+    columns.extend([PLACE, REASONS].map(|name| Column { name: new_name(source, name), kind: Kind::Text }));
     let schema = Arc::new(Schema::new(columns).map_err(DataError::Loader)?);
     let all: Vec<usize> = (0..source.columns.len()).collect();
     let options = WriteOptions::default();
@@ -83,11 +89,35 @@ pub fn quarantine(
     }
     close(open, target, format, &mut keys)?;
     if !unreadable.is_empty() {
-        let key = "unreadable.jsonl".to_owned();
+        let key = UNREADABLE.to_owned();
         target.put(&key, unreadable.into())?;
         keys.push(key);
     }
     Ok(keys)
+}
+
+/// The name, or one like it where the rows come from a quarantine themselves.
+fn new_name(schema: &Schema, name: &str) -> String {
+    let mut name = name.to_owned();
+    while schema.index_of(&name).is_some() {
+        name.push('_');
+    }
+    name
+}
+
+/// Checks that nothing but an earlier quarantine is where one is to be put; gives what that has.
+///
+/// # Errors
+/// Objects of something else, by the first of them.
+pub fn earlier_quarantine(target: &Objects) -> Result<Vec<String>, DataError> {
+    let keys: Vec<String> = target.list("")?.into_iter().map(|facts| facts.key).collect();
+    match keys.iter().find(|key| *key != UNREADABLE && !key.starts_with(SHARD)) {
+        Some(other) => {
+            let reason = "is no quarantine; bad rows go to a folder of their own";
+            Err(DataError::file(ReadObjects::name(target, other).as_ref(), reason))
+        }
+        None => Ok(keys),
+    }
 }
 
 fn close(
@@ -98,7 +128,7 @@ fn close(
 ) -> Result<(), DataError> {
     if let Some(shard) = shard {
         let (bytes, _) = shard.finish()?;
-        let key = format!("quarantine-{:06}.{}", keys.len(), format.name());
+        let key = format!("{SHARD}{:06}.{}", keys.len(), format.name());
         target.put(&key, bytes)?;
         keys.push(key);
     }

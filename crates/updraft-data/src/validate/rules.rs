@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde::Deserialize;
 
-use crate::schema::Schema;
+use crate::schema::{Kind, Schema};
 use crate::statistics::CellValue;
 
 /// A rules file.
@@ -57,7 +57,7 @@ pub struct Limits {
     pub duplicates: Option<f64>,
     /// The share of rows that nearly equal an earlier one.
     pub near_duplicates: Option<f64>,
-    /// The share of rows that are also in a dataset that this one must be disjoint from.
+    /// The share of rows that are also in a dataset that this one must be disjoint from; 0 where there is such a dataset.
     pub leaks: Option<f64>,
     /// The share of rows with personal data.
     pub personal: Option<f64>,
@@ -70,11 +70,11 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Nothing bad and nothing leaked; the rest is reported.
+    /// Nothing bad; the rest is reported.
     fn default() -> Limits {
         Limits {
             bad_rows: Some(0.0),
-            leaks: Some(0.0),
+            leaks: None,
             duplicates: None,
             near_duplicates: None,
             personal: None,
@@ -122,7 +122,7 @@ pub struct ColumnRules {
     /// The most bytes of a cell of bytes or text, or elements of a list.
     #[serde(default)]
     pub length_max: Option<u64>,
-    /// Whether cells must decode as pictures. Without it, they must if the first one does.
+    /// Whether cells must decode as pictures. Without it, they must where most of some rows do.
     #[serde(default)]
     pub decode: Option<bool>,
     /// The least height and width of pictures.
@@ -158,8 +158,10 @@ impl Rules {
         toml::from_str(text)
     }
 
-    /// Checks that the columns that the rules name are there, and of the kind that they say.
+    /// Checks that the columns that the rules name are there, of the kind that they say, and of one that each rule is
+    /// about; and that limits are shares.
     pub(super) fn check(&self, schema: &Schema) -> Result<(), String> {
+        self.limits.check()?;
         let names = schema.names();
         let unknown = |name: &String| format!("no column `{name}`; {}", crate::error::known_names(name, &names));
         for name in self.label.iter().chain(&self.identity) {
@@ -173,7 +175,71 @@ impl Rules {
             if let Some(kind) = rules.kind.as_ref().filter(|kind| **kind != found) {
                 return Err(format!("column `{name}` holds {found}; the rules ask for {kind}"));
             }
+            rules.check(&column.kind).map_err(|reason| format!("column `{name}`: {reason}"))?;
         }
         Ok(())
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), String> {
+        let shares = [
+            ("bad_rows", self.bad_rows),
+            ("duplicates", self.duplicates),
+            ("near_duplicates", self.near_duplicates),
+            ("leaks", self.leaks),
+            ("personal", self.personal),
+            ("ks", self.ks),
+            ("balance", self.balance),
+        ];
+        for (name, limit) in shares {
+            check_share(name, limit)?;
+        }
+        match self.psi {
+            Some(psi) if !(0.0..f64::INFINITY).contains(&psi) => Err(format!("`psi = {psi}` is no limit; 0.25 is")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_share(name: &str, share: Option<f64>) -> Result<(), String> {
+    match share {
+        Some(share) if !(0.0..=1.0).contains(&share) => {
+            Err(format!("`{name} = {share}` is no share; it lies from 0 to 1"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl ColumnRules {
+    /// Checks that every rule says something about cells of a kind.
+    fn check(&self, kind: &Kind) -> Result<(), String> {
+        check_share("missing_max", self.missing_max)?;
+        let is_text = matches!(kind, Kind::Text | Kind::Bytes);
+        let has_numbers = matches!(kind, Kind::Number { .. } | Kind::List { .. });
+        let has_length = !matches!(kind, Kind::Number { .. });
+        let says_nothing = [
+            ("min", self.min.is_some(), has_numbers),
+            ("max", self.max.is_some(), has_numbers),
+            ("finite", self.finite, has_numbers),
+            ("pattern", self.pattern.is_some(), is_text),
+            ("no_personal_data", self.no_personal_data, is_text),
+            ("length_min", self.length_min.is_some(), has_length),
+            ("length_max", self.length_max.is_some(), has_length),
+            ("decode", self.decode == Some(true), *kind == Kind::Bytes),
+            ("pixels_min", self.pixels_min.is_some(), *kind == Kind::Bytes),
+            ("pixels_max", self.pixels_max.is_some(), *kind == Kind::Bytes),
+        ];
+        if let Some((rule, ..)) = says_nothing.iter().find(|(_, is_given, is_about)| *is_given && !is_about) {
+            return Err(format!("`{rule}` says nothing about {kind}"));
+        }
+        let fits = |value: &CellValue| matches!(value, CellValue::Number(_)) == has_numbers;
+        if let Some(value) = self.allowed.iter().flatten().find(|value| !fits(value)) {
+            return Err(format!("`{value}` is among the allowed values, and no cell of {kind} can be"));
+        }
+        match (self.min, self.max) {
+            (Some(min), Some(max)) if min > max => Err(format!("no number is at least {min} and at most {max}")),
+            _ => Ok(()),
+        }
     }
 }

@@ -141,10 +141,113 @@ fn rules_for_columns_that_are_not_there_are_refused_by_name() {
         ("[columns.labl]\nmin = 0", "no column `labl`; did you mean `label`?"),
         ("[columns.label]\nkind = \"f32\"", "column `label` holds i64; the rules ask for f32"),
         ("label = \"klass\"", "no column `klass`"),
+        // What would hold whatever the cells are.
+        ("[columns.text]\nmin = 0", "column `text`: `min` says nothing about text"),
+        ("[columns.label]\npattern = \"^a\"", "column `label`: `pattern` says nothing about i64"),
+        ("[columns.label]\nlength_max = 3", "column `label`: `length_max` says nothing about i64"),
+        ("[columns.text]\ndecode = true", "column `text`: `decode` says nothing about text"),
+        ("[columns.label]\nallowed = [\"a\"]", "`a` is among the allowed values, and no cell of i64 can be"),
+        ("[columns.label]\nmin = 3\nmax = 2", "no number is at least 3 and at most 2"),
+        ("[columns.label]\nmissing_max = 2.0", "`missing_max = 2` is no share"),
+        ("[limits]\nbad_rows = 5", "`bad_rows = 5` is no share"),
+        ("[limits]\nleaks = 0.0", "the limit `leaks` needs a dataset to be apart from"),
+        ("[limits]\npsi = 0.1", "the limit `psi` needs a version to compare with"),
+        ("[limits]\nks = 0.1", "the limit `ks` needs a version to compare with"),
+        ("[limits]\nnear_duplicates = 0.1", "the limit `near_duplicates` is not measured"),
     ] {
         let error = validate(&shards, &Rules::parse(rules).unwrap(), &options, |_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     assert!(Rules::parse("[columns.a]\nmni = 3").unwrap_err().to_string().contains("mni"));
     assert!(Rules::parse("[columns.a]\npattern = \"(\"").is_err());
+}
+
+fn shard(name: &'static str, columns: Vec<(&str, Kind, Cells)>) -> Arc<dyn ShardReader> {
+    let (schema, cells): (Vec<Column>, Vec<Cells>) =
+        columns.into_iter().map(|(name, kind, cells)| (Column { name: name.into(), kind }, cells)).unzip();
+    let rows = Rows::new(Arc::new(Schema::new(schema).unwrap()), cells).unwrap();
+    Arc::new(Table { blocks: vec![rows.len() as u64], rows, unreadable: Vec::new(), name })
+}
+
+fn numbers(name: &'static str, values: impl Iterator<Item = i64>) -> Arc<dyn ShardReader> {
+    let values: Vec<i64> = values.collect();
+    shard(name, vec![("id", Kind::scalar(DType::I64), Cells::Numbers(Tensor::vector(&values)))])
+}
+
+fn value(validation: &Validation, name: &str) -> f64 {
+    validation.checks.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("{name}")).value
+}
+
+#[test]
+fn what_is_found_in_a_sample_counts_for_all() {
+    let rows = 16_384i64;
+    let found = |shard: Arc<dyn ShardReader>, apart: Vec<Arc<dyn ShardReader>>, rules: &str| {
+        let apart: Vec<_> = apart.into_iter().map(|shard| vec![shard]).collect();
+        // Room for 1,024 hashes of each kind, of which at least one in sixteen is kept.
+        let options = ValidateOptions { threads: 1, memory_bytes: 1, near: false, before: None, apart: &apart };
+        validate(&[shard], &Rules::parse(rules).unwrap(), &options, |_| ()).unwrap()
+    };
+    // Half of the rows are in one other dataset, and a quarter in both.
+    let apart = vec![numbers("half", rows / 2..rows * 3 / 2), numbers("quarter", rows * 3 / 4..rows * 7 / 4)];
+    let leaks = found(numbers("a", 0..rows), apart, "");
+    assert!((value(&leaks, "leaks") - 0.5).abs() < 0.1, "{:?}", leaks.checks);
+    let repeated = found(numbers("a", (0..rows).map(|row| row / 2)), Vec::new(), "[columns.id]\nunique = true");
+    assert!((value(&repeated, "bad rows") - 0.5).abs() < 0.1, "{:?}", repeated.checks);
+}
+
+#[test]
+fn rows_whose_columns_are_of_another_kind_are_not_compared() {
+    let other = shard("b", vec![("id", Kind::scalar(DType::I8), Cells::Numbers(Tensor::vector(&[1i8])))]);
+    let options =
+        ValidateOptions { threads: 1, memory_bytes: 1 << 20, near: false, before: None, apart: &[vec![other]] };
+    let error = validate(&[numbers("a", 0..2)], &Rules::default(), &options, |_| ()).unwrap_err().to_string();
+    assert!(error.contains("column `id` holds i8, and i64"), "{error}");
+}
+
+#[test]
+fn columns_that_cannot_be_compared_with_those_before_have_moved() {
+    let floats = |name: &'static str, column: &'static str, values: &[f32]| {
+        shard(name, vec![(column, Kind::scalar(DType::F32), Cells::Numbers(Tensor::vector(values)))])
+    };
+    let before = summarize(&[floats("before", "x", &[1.0, 2.0, 3.0, 4.0])], 1, |_| ()).unwrap();
+    for (now, expected) in [
+        (floats("same", "x", &[1.0, 2.0, 3.0, 4.0]), vec![]),
+        (floats("none left", "x", &[f32::NAN; 4]), vec!["x: nothing that can be compared"]),
+        (floats("another", "y", &[1.0]), vec!["x: the column is gone", "y: the column is new"]),
+        (floats("half", "x", &[1.0, f32::NAN, f32::NAN, 3.0]), vec!["x: of numbers"]),
+    ] {
+        let options =
+            ValidateOptions { threads: 1, memory_bytes: 1 << 20, near: false, before: Some(&before), apart: &[] };
+        let found = validate(&[now], &Rules::parse("[limits]\npsi = 0.25").unwrap(), &options, |_| ()).unwrap();
+        let failed: Vec<String> = found
+            .checks
+            .iter()
+            .filter(|check| !check.passes())
+            .map(|check| format!("{}: {}", check.column.as_deref().unwrap_or_default(), check.note))
+            .collect();
+        assert_eq!(failed, expected);
+    }
+}
+
+#[test]
+fn text_that_a_format_has_as_bytes_is_looked_at_as_text() {
+    let cells = ["mail ada@example.org", "nothing", "\u{7f}"].map(|text| Bytes::copy_from_slice(text.as_bytes()));
+    let cells = [cells.as_slice(), &[Bytes::from_static(b"\xff\xfe")]].concat();
+    let bytes = [shard("a", vec![("note", Kind::Bytes, Cells::Bytes(cells))])];
+    let found = validated(&bytes, "[limits]\npersonal = 0.1\n[columns.note]\npattern = \"^[a-z .@]+$\"", &[]);
+    assert_eq!(found.personal.len(), 1);
+    assert_eq!(value(&found, "personal data"), 0.25);
+    assert_eq!(places(&found, "pattern"), ["a, row 2", "a, row 3"]);
+}
+
+#[test]
+fn damaged_and_empty_pictures_are_found_wherever_they_are() {
+    let picture = include_bytes!("../../tests/fixtures/colour.jpg").as_slice();
+    let mut cells = vec![Bytes::from_static(picture); 40];
+    (cells[0], cells[20], cells[30]) = (Bytes::from_static(b"no picture"), cells[0].slice(..90), Bytes::new());
+    let shards = [shard("a", vec![("image", Kind::Bytes, Cells::Bytes(cells))])];
+    let found = validated(&shards, "", &[]);
+    assert_eq!(places(&found, "picture"), ["a, row 0", "a, row 20", "a, row 30"]);
+    let found = validated(&shards, "[columns.image]\nmissing_max = 0.1", &[]);
+    assert_eq!(places(&found, "picture"), ["a, row 0", "a, row 20"]);
 }

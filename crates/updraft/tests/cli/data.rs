@@ -169,6 +169,18 @@ fn what_is_appended_comes_once_behind_what_is_there() {
 }
 
 #[test]
+fn files_of_equal_content_are_all_ingested_and_named_alike_each_time() {
+    let workplace = Workplace::new();
+    numbers(&workplace, "a.csv", 0, 100);
+    numbers(&workplace, "b.csv", 0, 100);
+    let first = workplace.json(&["data", "ingest", "source", "one", "--shard-rows", "50"]);
+    let second = workplace.json(&["data", "ingest", "source", "two", "--shard-rows", "50"]);
+    assert_eq!((first["rows"].as_u64(), first["made"].as_u64()), (Some(200), Some(4)));
+    assert_eq!(first["version"], second["version"]);
+    assert_eq!(numbers_of(&workplace, "one"), (0..100).chain(0..100).collect::<Vec<_>>());
+}
+
+#[test]
 fn several_may_append_at_once_and_nothing_is_lost_or_doubled() {
     let workplace = Workplace::new();
     for part in 0..4 {
@@ -274,6 +286,53 @@ fn validation_finds_planted_faults_masks_what_is_personal_and_fails_with_seven()
     let kept = RULES.replace("bad_rows = 0.1", "bad_rows = 0.5").replace("duplicates = 0.1", "duplicates = 0.5");
     std::fs::write(workplace.path("rules.toml"), kept).unwrap();
     assert_eq!(workplace.json(&["data", "validate", "people.csv", "--rules", "rules.toml"])["passed"], true);
+}
+
+#[test]
+fn changed_shards_are_found_before_they_are_used() {
+    let workplace = Workplace::new();
+    numbers(&workplace, "a.csv", 0, 100);
+    workplace.json(&["data", "ingest", "source", "set", "--shard-rows", "50"]);
+    let name = workplace.json(&["data", "ingest", "source", "set", "--shard-rows", "50"])["shards"][1].clone();
+    let file = workplace.path("set").join(name.as_str().unwrap());
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (code, message) = workplace.failure(&["data", "validate", "set"]);
+    assert!(code == 7 && message.contains("changed shards"), "{message}");
+    let (_, message) = workplace.failure(&["data", "ingest", "set", "copy"]);
+    assert!(message.contains(name.as_str().unwrap()) && message.contains("was changed"), "{message}");
+    assert!(!workplace.path("copy").join("LATEST").exists());
+}
+
+#[test]
+fn nothing_of_others_is_written_over() {
+    let workplace = Workplace::new();
+    numbers(&workplace, "a.csv", 0, 10);
+    std::fs::create_dir(workplace.path("foreign")).unwrap();
+    std::fs::write(workplace.path("foreign/index.json"), "{}").unwrap();
+    let here = workplace.path("source");
+    for (arguments, expected) in [
+        (vec!["data", "ingest", "source", "./source"], "source and target are the same"),
+        (vec!["data", "ingest", "source", here.to_str().unwrap()], "source and target are the same"),
+        (vec!["data", "ingest", "source", "foreign"], "index.json: lists shards that were not ingested here"),
+        (vec!["data", "validate", "source", "--quarantine", "source"], "a.csv: is no quarantine"),
+    ] {
+        let (_, message) = workplace.failure(&arguments);
+        assert!(message.contains(expected), "{message}");
+    }
+    assert_eq!(std::fs::read_dir(workplace.path("foreign")).unwrap().count(), 1);
+    // A quarantine takes the place of an earlier one, and may be validated itself.
+    std::fs::write(workplace.path("rules.toml"), "[columns.number]\nmax = 3\n[limits]\nbad_rows = 1.0").unwrap();
+    let rules = ["--rules", "rules.toml", "--quarantine"];
+    let run = |source: &str, target: &str| {
+        workplace.json(&[&["data", "validate", source], rules.as_slice(), &[target]].concat())
+    };
+    run("source", "bad");
+    run("source", "bad");
+    assert_eq!(workplace.json(&["data", "inspect", "bad"])["dataset"]["rows"], 6);
+    run("bad", "worse");
+    assert_eq!(workplace.json(&["data", "inspect", "worse"])["dataset"]["rows"], 6);
 }
 
 #[test]

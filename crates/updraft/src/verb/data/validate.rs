@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use updraft_base::Digest;
 use updraft_data::shards::Shards;
 use updraft_data::statistics::ColumnStatistics;
-use updraft_data::validate::{Rules, ValidateOptions, Validation, quarantine, validate};
+use updraft_data::validate::{Check, Rules, ValidateOptions, Validation, earlier_quarantine, quarantine, validate};
 use updraft_data::{ShardFormat, ShardReader};
 
 use super::inspect::{card, column_json};
@@ -45,8 +45,8 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     apart_from: Vec<String>,
 
-    /// Where bad rows, equal rows and leaks are put as Parquet, with their place and reasons. The dataset itself is not
-    /// changed.
+    /// Where bad rows, equal rows and leaks are put as Parquet, with their place and reasons: a folder of its own, in which
+    /// an earlier quarantine is replaced. The dataset itself is not changed.
     #[arg(long, value_name = "URL")]
     quarantine: Option<String>,
 
@@ -73,6 +73,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     }
     let access = context.access();
     let shards = Shards::open(&args.url, None, args.memory, &access)?;
+    let quarantine_target = args.quarantine.as_ref().map(|url| context.objects(url)).transpose()?;
+    let earlier = quarantine_target.as_ref().map(earlier_quarantine).transpose()?.unwrap_or_default();
     let before = args.against.as_ref().map(|against| statistics_before(args, against, context)).transpose()?;
     let mut apart: Vec<Vec<Arc<dyn ShardReader>>> = Vec::new();
     for url in &args.apart_from {
@@ -86,21 +88,24 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         apart: &apart,
     };
     let task = context.progress.task("validate", shards.readers.iter().map(|r| r.rows()).sum(), "rows");
-    let validation = validate(&shards.readers, &rules, &options, |done| task.at(done, String::new))?;
+    let mut validation = validate(&shards.readers, &rules, &options, |done| task.at(done, String::new))?;
     task.finish();
-    let quarantined = match &args.quarantine {
-        Some(url) if !validation.quarantine.is_empty() => {
-            let objects = context.objects(url)?;
-            Some(quarantine(&shards.readers, &validation.quarantine, &objects, ShardFormat::Parquet)?)
-        }
-        _ => None,
-    };
+    validation.checks.extend(changed_shards(&shards, context)?);
     let card = card(&args.url, &shards, context);
     if let Some(path) = &args.html {
         let page =
             validate_page(&card, &validation, label_of(&validation.statistics), before.as_deref().unwrap_or_default());
         output::write(path, page.as_bytes())?;
     }
+    let quarantined = match &quarantine_target {
+        Some(target) => {
+            earlier.iter().try_for_each(|key| target.delete(key))?;
+            let is_clean = validation.quarantine.is_empty();
+            let put = || quarantine(&shards.readers, &validation.quarantine, target, ShardFormat::Parquet);
+            if is_clean { None } else { Some(put()?) }
+        }
+        None => None,
+    };
     let failed: Vec<String> = validation
         .checks
         .iter()
@@ -137,6 +142,24 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
             "`[limits]` of a rules file says how much may be wrong; `--quarantine` takes the rows out to be looked at",
         )
         .with_answer(answer))
+}
+
+/// Shards whose bytes are not those of the digests that the manifest or index has of them, where it has any.
+fn changed_shards(shards: &Shards, context: &Context) -> Result<Option<Check>, Failure> {
+    let bytes = shards.digested_bytes();
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let task = context.progress.task("verify", bytes, "bytes");
+    let mut done = 0;
+    let changed = shards.changed(context.threads, |bytes| {
+        done += bytes;
+        task.at(done, String::new);
+    })?;
+    task.finish();
+    let note = changed.first().map_or_else(|| "bytes held against their digests".to_owned(), ToString::to_string);
+    let (name, value) = ("changed shards".to_owned(), changed.len() as f64);
+    Ok(Some(Check { name, column: None, value, limit: Some(0.0), is_least: false, note }))
 }
 
 /// Statistics of an earlier version, from its manifest or by reading it.
