@@ -331,6 +331,38 @@ fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() 
     assert_eq!(still["dataset"]["rows"], ingested["rows"]);
 }
 
+#[test]
+fn a_lifecycle_plan_leaves_datasets_in_folders_below_alone() {
+    let workplace = Workplace::new();
+    for target in ["set", "set/val"] {
+        workplace.json(&["data", "ingest", &mnist(), target, "--shard-rows", "5000"]);
+        std::fs::write(workplace.path(&format!("{target}/shard-old.mds")), "left behind").unwrap();
+    }
+    let rules = "[[rule]]\nname = \"left behind\"\nunreferenced = true\nage_days = 14\ndelete = true\n\
+                 [[rule]]\nname = \"old goes\"\nage_days = 90\ndelete = true\n";
+    std::fs::write(workplace.path("rules.toml"), rules).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+    for folder in ["set", "set/manifests", "set/val", "set/val/manifests"] {
+        for file in std::fs::read_dir(workplace.path(folder)).unwrap().map(|e| e.unwrap().path()) {
+            if file.is_file() {
+                std::fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
+            }
+        }
+    }
+    let plan = ["data", "lifecycle", "set", "--rules", "rules.toml", "--provider", "gcs"];
+    let planned = workplace.json(&plan);
+    let keys: Vec<&str> =
+        planned["plan"]["actions"].as_array().unwrap().iter().map(|a| a["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["shard-old.mds", "val/shard-old.mds"]);
+    let left = planned["plan"]["left"].as_array().unwrap();
+    assert!(left.iter().any(|l| l[0] == "the dataset in `val` names it" && l[1].as_u64() >= Some(4)), "{left:?}");
+    // The provider knows neither of the datasets, so it is told nothing.
+    assert_eq!(planned["configuration"]["json"]["lifecycle"]["rule"], serde_json::json!([]));
+    assert_eq!(planned["configuration"]["left_out"].as_array().unwrap().len(), 2);
+    workplace.json(&[&plan[..], &["--apply", planned["plan"]["digest"].as_str().unwrap()]].concat());
+    assert_eq!(workplace.json(&["data", "inspect", "set/val", "--full"])["dataset"]["rows"], 10_000);
+}
+
 /// Whatever the size of the dataset: 30 shards of 8 MiB within 96 MiB, in any order, beside what the process has anyway (the
 /// program, threads), which a small dataset shows.
 #[test]
