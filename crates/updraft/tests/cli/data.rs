@@ -363,6 +363,24 @@ fn a_lifecycle_plan_leaves_datasets_in_folders_below_alone() {
     assert_eq!(workplace.json(&["data", "inspect", "set/val", "--full"])["dataset"]["rows"], 10_000);
 }
 
+#[test]
+fn balance_is_known_of_a_thousand_classes_and_after_ingestion() {
+    let workplace = Workplace::new();
+    let rows: String = (0..3000).map(|row| format!("{}\n", row % 1000)).collect();
+    std::fs::write(workplace.path("classes.csv"), format!("label\n{rows}")).unwrap();
+    std::fs::write(workplace.path("rules.toml"), "[limits]\nbalance = 0.5\n").unwrap();
+    let validated = workplace.json(&["data", "validate", "classes.csv", "--rules", "rules.toml"]);
+    assert_eq!(validated["balance"].as_array().unwrap().len(), 1000);
+    workplace.json(&["data", "ingest", "classes.csv", "set"]);
+    for arguments in [["data", "inspect", "set"].as_slice(), &["data", "inspect", "set", "--full"]] {
+        let label = &workplace.json(arguments)["label"];
+        let values = label["values"].as_array().unwrap();
+        assert!(values.len() == 1000 && values.iter().all(|value| value[1] == 3), "{label}");
+    }
+    let (code, message) = workplace.failure(&["data", "inspect", "set", "--samples", "18446744073709551615"]);
+    assert!(code == 2 && message.contains("10000"), "{message}");
+}
+
 /// Whatever the size of the dataset: 30 shards of 8 MiB within 96 MiB, in any order, beside what the process has anyway (the
 /// program, threads), which a small dataset shows.
 #[test]
