@@ -381,6 +381,29 @@ fn balance_is_known_of_a_thousand_classes_and_after_ingestion() {
     assert!(code == 2 && message.contains("10000"), "{message}");
 }
 
+#[test]
+fn the_bench_says_what_each_step_waited_for() {
+    let workplace = Workplace::new();
+    for (what, knows_made) in [(mnist(), false), (".".to_owned(), true)] {
+        let told = workplace.json(&["data", "bench", &what]);
+        let waits = &told["waits"];
+        let points = waits["points"].as_array().unwrap();
+        assert_eq!(points.len() as u64, told["steps"].as_u64().unwrap().min(511), "{told}");
+        assert_eq!(points.last().unwrap()["step"], told["steps"]);
+        assert_eq!(waits["stalls"], told["stalls"]);
+        assert_eq!(waits["stalls"]["made"].is_object(), knows_made);
+        let waited = waits["stalls"]["waited"].as_object().unwrap();
+        for stage in ["fetch", "decode", "transform", "collate"] {
+            let by_steps: u64 =
+                points.iter().map(|point| point["waited"][format!("{stage}_ns")].as_u64().unwrap()).sum();
+            assert_eq!(Some(by_steps), waited[&format!("{stage}_ns")].as_u64(), "{stage}");
+            let seconds = told["metrics"][format!("load_wait_{stage}_seconds")].as_f64().unwrap();
+            assert!((seconds - by_steps as f64 / 1e9).abs() < 1e-9, "{told}");
+        }
+        assert!(told["metrics"]["load_wait_share"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)));
+    }
+}
+
 /// Whatever the size of the dataset: 30 shards of 8 MiB within 96 MiB, in any order, beside what the process has anyway (the
 /// program, threads), which a small dataset shows.
 #[test]
