@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use updraft_base::{Digest, units};
 use updraft_store::ObjectFacts;
 
+mod live;
 mod price;
 mod provider;
 
+pub use live::live_objects;
 pub use price::{PriceError, Prices, TierPrice};
 pub use provider::{Configuration, Provider, configuration};
 
@@ -128,6 +130,9 @@ pub struct Usage {
     pub accesses: Option<BTreeMap<String, Access>>,
     /// Keys that live versions name; `None` where the dataset has no manifest.
     pub referenced: Option<BTreeSet<String>>,
+    /// Keys that other datasets name, those in folders below and those of an `index.json` without a manifest, each with the
+    /// folder.
+    pub below: BTreeMap<String, String>,
 }
 
 /// Reads an access log: CSV with the columns `key` and `read_unix_ms`, a line a reading.
@@ -225,23 +230,37 @@ pub fn plan(
         let age_days = now_ms.saturating_sub(object.modified_ms) / DAY_MS;
         let access = usage.accesses.as_ref().and_then(|a| a.get(&object.key)).copied().unwrap_or_default();
         let idle_days = now_ms.saturating_sub(access.last_ms.max(object.modified_ms)) / DAY_MS;
-        let is_referenced = usage.referenced.as_ref().is_some_and(|r| r.contains(&object.key));
-        let fits = |rule: &&LifecycleRule| {
+        let folder = usage.below.get(&object.key);
+        let is_referenced =
+            folder.is_some() || usage.referenced.as_ref().is_some_and(|keys| keys.contains(&object.key));
+        let matches = |rule: &LifecycleRule| {
             object.key.starts_with(&rule.prefix)
                 && object.key.ends_with(&rule.suffix)
                 && age_days >= rule.age_days
                 && (rule.idle_days == 0 || idle_days >= rule.idle_days)
-                && !(rule.unreferenced && is_referenced)
                 && object.bytes >= rule.bytes_min
         };
-        let Some(rule) = rules.rules.iter().find(fits) else { continue };
         let mut stays = |reason: String| {
             let sums = left.entry(reason).or_default();
             *sums = (sums.0 + 1, sums.1 + object.bytes);
         };
+        let named = |folder: &str| match folder {
+            "" => "`index.json` names it".to_owned(),
+            folder => format!("the dataset in `{folder}` names it"),
+        };
+        let fits = |rule: &&LifecycleRule| matches(rule) && !(rule.unreferenced && is_referenced);
+        let Some(rule) = rules.rules.iter().find(fits) else {
+            if let Some(folder) = folder.filter(|_| rules.rules.iter().any(matches)) {
+                stays(named(folder));
+            }
+            continue;
+        };
         // What a live version needs is not deleted by its age.
         if rule.delete && is_referenced {
-            stays(format!("`{}` would delete what a live version names", rule.name));
+            stays(match folder {
+                Some(folder) => named(folder),
+                None => format!("`{}` would delete what a live version names", rule.name),
+            });
             continue;
         }
         if rule.tier.as_deref() == Some(tier) {

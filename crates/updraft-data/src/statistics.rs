@@ -1,6 +1,6 @@
 //! Statistics of columns, gathered while rows stream by, in bounded memory, and added up over parts.
 //!
-//! Counts, least and most are exact. Mean and deviation are those of Chan, Golub and LeVeque ("Updating formulae and a
+//! Counts, least and most are exact, whole numbers beyond 2^53 to the nearest double. Mean and deviation are those of Chan, Golub and LeVeque ("Updating formulae and a
 //! pairwise algorithm for computing sample variances", 1979). Histograms have buckets of fixed borders; the number of
 //! different values is an estimate beyond a thousand. What is merged in the order of the rows has the same bits whoever
 //! did the parts.
@@ -21,11 +21,24 @@ mod histogram;
 pub use distinct::Distinct;
 pub use histogram::{BUCKETS_MAX, Bar, Histogram};
 
-/// Values counted one by one, while there are no more than these: labels and small vocabularies.
+/// Values counted one by one, while there are no more than these: small vocabularies.
 pub const VALUES_MAX: usize = 256;
+
+/// The same of a label, of which there is one in a dataset: with the longest texts, ten megabytes.
+pub const LABEL_VALUES_MAX: usize = 1 << 16;
+
+/// What columns of labels are called, the likeliest first.
+pub const LABEL_NAMES: [&str; 3] = ["label", "class", "target"];
 
 /// The longest text that is counted as a value.
 const VALUE_BYTES_MAX: usize = 64;
+
+/// Values of a column in a shard that a manifest keeps, of a label and of others: a manifest names thousands of shards.
+const LABEL_VALUES_KEPT: usize = 1024;
+const VALUES_KEPT: usize = 64;
+
+/// Bytes of the values of a label that a manifest keeps of a shard: a thousand numbers, or names of nine letters.
+const VALUES_KEPT_BYTES: usize = 16 << 10;
 
 /// What is known about the cells of a column.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,7 +59,7 @@ pub struct ColumnStatistics {
     pub distinct: Distinct,
     /// How often each value was met, in their order, with e-mail addresses and the like masked: lists of values are kept and shown
     /// where rows are not. `None` where there are too many, or they are too long.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "stored_values")]
     pub values: Option<Vec<(CellValue, u64)>>,
 }
 
@@ -66,6 +79,39 @@ impl std::fmt::Display for CellValue {
             CellValue::Number(number) => write!(f, "{number}"),
             CellValue::Text(text) => f.write_str(text),
         }
+    }
+}
+
+/// Values in files: many of them as one text, which indented JSON does not spread over four lines each.
+mod stored_values {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+    use super::{CellValue, VALUES_KEPT};
+
+    type Values = Vec<(CellValue, u64)>;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Few(Values),
+        Many(String),
+    }
+
+    pub fn serialize<S: Serializer>(values: &Option<Values>, serializer: S) -> Result<S::Ok, S::Error> {
+        match values {
+            Some(values) if values.len() > VALUES_KEPT => {
+                serializer.serialize_str(&serde_json::to_string(values).map_err(ser::Error::custom)?)
+            }
+            values => values.serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Values>, D::Error> {
+        Ok(match Option::<Stored>::deserialize(deserializer)? {
+            None => None,
+            Some(Stored::Few(values)) => Some(values),
+            Some(Stored::Many(text)) => Some(serde_json::from_str(&text).map_err(de::Error::custom)?),
+        })
     }
 }
 
@@ -137,6 +183,12 @@ impl NumberStatistics {
         self.histogram.merge(&other.histogram);
     }
 
+    /// The number below which a share of the numbers lies, to the width of a bucket and among the numbers; `None` where there
+    /// are none.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        Some(self.histogram.quantile(share)?.max(self.min).min(self.max))
+    }
+
     /// The standard deviation of the numbers themselves (divided by their count).
     pub fn std(&self) -> f64 {
         if self.count == 0 { 0.0 } else { (self.squares / self.count as f64).max(0.0).sqrt() }
@@ -162,6 +214,7 @@ impl ColumnSummary {
     /// Takes the cells of the next rows.
     pub fn push(&mut self, cells: &Cells) -> Result<(), DataError> {
         let statistics = &mut self.statistics;
+        let values_max = values_max(&statistics.column);
         match cells {
             Cells::Bytes(cells) => {
                 statistics.rows += cells.len() as u64;
@@ -178,7 +231,7 @@ impl ColumnSummary {
                         },
                         _ => self.texts = None,
                     }
-                    if self.texts.as_ref().is_some_and(|t| t.len() > VALUES_MAX) {
+                    if self.texts.as_ref().is_some_and(|t| t.len() > values_max) {
                         self.texts = None;
                     }
                 }
@@ -197,7 +250,7 @@ impl ColumnSummary {
                     statistics.missing += u64::from(cell.iter().all(|v| v.is_nan()));
                 }
                 if width == 1 {
-                    count_numbers(&mut self.numbers, &values);
+                    count_numbers(&mut self.numbers, &values, values_max);
                 } else {
                     self.numbers = None;
                 }
@@ -220,8 +273,9 @@ impl ColumnSummary {
     /// Adds the cells of the part that follows.
     pub fn merge(&mut self, other: &ColumnSummary) {
         self.statistics.merge_counts(&other.statistics);
-        merge_values(&mut self.numbers, &other.numbers);
-        merge_values(&mut self.texts, &other.texts);
+        let values_max = values_max(&self.statistics.column);
+        merge_values(&mut self.numbers, &other.numbers, values_max);
+        merge_values(&mut self.texts, &other.texts, values_max);
     }
 
     /// The statistics.
@@ -241,6 +295,27 @@ impl ColumnSummary {
 }
 
 impl ColumnStatistics {
+    /// The number below which a share of the cells lies: one of them where all values were counted, and else to the width of
+    /// a bucket. `None` where there are no numbers.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let numbers = self.numbers.as_ref()?;
+        let counted = self.values.as_deref().unwrap_or_default();
+        // Infinities are among the numbers and not among the values.
+        if counted.iter().map(|(_, count)| count).sum::<u64>() != numbers.count {
+            return numbers.quantile(share);
+        }
+        let rank = share.clamp(0.0, 1.0) * numbers.count as f64;
+        let mut upto = 0;
+        let reached = counted.iter().find(|(_, count)| {
+            upto += count;
+            upto as f64 >= rank
+        });
+        reached.and_then(|(value, _)| match value {
+            CellValue::Number(number) => Some(*number),
+            CellValue::Text(_) => None,
+        })
+    }
+
     /// Adds the statistics of the part that follows.
     pub fn merge(&mut self, other: &ColumnStatistics) {
         // No rows say nothing about values; a part without a list of them had too many.
@@ -253,7 +328,7 @@ impl ColumnStatistics {
                 for (value, count) in values.iter().chain(more) {
                     *sums.entry(ValueKey::of(value)).or_insert(0) += count;
                 }
-                let fits = sums.len() <= VALUES_MAX;
+                let fits = sums.len() <= values_max(&self.column);
                 fits.then(|| sums.into_iter().map(|(key, count)| (key.value(), count)).collect())
             }),
         };
@@ -271,14 +346,22 @@ impl ColumnStatistics {
         self.distinct.merge(&other.distinct);
     }
 
-    /// The same in a few hundred bytes to a few kilobytes, for a manifest that names thousands of shards.
+    /// The same in a few hundred bytes to a few kilobytes, for a manifest that names thousands of shards. Values are dropped
+    /// where there are more than 64, of a label more than 1024 or 16 KiB.
     pub fn coarse(mut self) -> ColumnStatistics {
         const KEPT: usize = 64;
         for numbers in [&mut self.numbers, &mut self.lengths].into_iter().flatten() {
             numbers.histogram = std::mem::take(&mut numbers.histogram).coarse(KEPT);
         }
         self.distinct = self.distinct.coarse(KEPT);
-        self.values = self.values.filter(|values| values.len() <= KEPT);
+        let is_small = |values: &Vec<(CellValue, u64)>| match values.len() {
+            0..=VALUES_KEPT => true,
+            ..=LABEL_VALUES_KEPT if is_label(&self.column) => {
+                serde_json::to_string(values).is_ok_and(|text| text.len() <= VALUES_KEPT_BYTES)
+            }
+            _ => false,
+        };
+        self.values = self.values.filter(is_small);
         self
     }
 }
@@ -306,24 +389,37 @@ impl ValueKey {
     }
 }
 
-fn count_numbers(counts: &mut Option<BTreeMap<u64, u64>>, values: &[f64]) {
+/// Whether a column is the label by its name.
+pub fn is_label(column: &str) -> bool {
+    LABEL_NAMES.contains(&column)
+}
+
+fn values_max(column: &str) -> usize {
+    if is_label(column) { LABEL_VALUES_MAX } else { VALUES_MAX }
+}
+
+fn count_numbers(counts: &mut Option<BTreeMap<u64, u64>>, values: &[f64], values_max: usize) {
     let Some(numbers) = counts else { return };
     for value in values.iter().filter(|v| v.is_finite()) {
         *numbers.entry(histogram::ordered_bits(*value)).or_insert(0) += 1;
-        if numbers.len() > VALUES_MAX {
+        if numbers.len() > values_max {
             *counts = None;
             return;
         }
     }
 }
 
-fn merge_values<K: Ord + Clone>(mine: &mut Option<BTreeMap<K, u64>>, theirs: &Option<BTreeMap<K, u64>>) {
+fn merge_values<K: Ord + Clone>(
+    mine: &mut Option<BTreeMap<K, u64>>,
+    theirs: &Option<BTreeMap<K, u64>>,
+    values_max: usize,
+) {
     match (mine.as_mut(), theirs) {
         (Some(sums), Some(more)) => {
             for (value, count) in more {
                 *sums.entry(value.clone()).or_insert(0) += count;
             }
-            if sums.len() > VALUES_MAX {
+            if sums.len() > values_max {
                 *mine = None;
             }
         }
@@ -365,6 +461,57 @@ mod tests {
         assert!((numbers.mean - 5.0).abs() < 1e-12 && (numbers.std() - 2.0).abs() < 1e-12);
         let counts: Vec<u64> = statistics.values.unwrap().into_iter().map(|(_, n)| n).collect();
         assert_eq!(counts, [1, 3, 2, 1, 1]);
+    }
+
+    #[test]
+    fn classes_of_a_label_are_all_counted_and_kept_in_a_few_kilobytes() {
+        let labels = |name: &str, classes: i64, rows: i64| {
+            let values: Vec<i64> = (0..rows).map(|row| row % classes).collect();
+            let mut summary = ColumnSummary::new(name);
+            summary.push(&Cells::Numbers(Tensor::vector(&values))).unwrap();
+            summary
+        };
+        let classes_of = |statistics: &ColumnStatistics| statistics.values.as_ref().map(Vec::len);
+        let most = LABEL_VALUES_MAX as i64;
+        let mut whole = labels("label", most, 2 * most);
+        whole.merge(&labels("label", most, most));
+        let whole = whole.finish();
+        assert_eq!(classes_of(&whole), Some(LABEL_VALUES_MAX));
+        assert!(whole.values.unwrap().iter().all(|(_, rows)| *rows == 3));
+        assert_eq!(classes_of(&labels("label", most + 1, most + 1).finish()), None);
+        assert_eq!(classes_of(&labels("x", 257, 1000).finish()), None);
+
+        let kept = labels("label", 1000, 5000).finish().coarse();
+        let stored = serde_json::to_string_pretty(&kept).unwrap();
+        assert!(stored.len() < 24 << 10, "{} bytes", stored.len());
+        let mut read: ColumnStatistics = serde_json::from_str(&stored).unwrap();
+        assert_eq!(read, kept);
+        read.merge(&kept);
+        assert!(classes_of(&read) == Some(1000) && read.values.unwrap().iter().all(|(_, rows)| *rows == 10));
+        assert_eq!(classes_of(&labels("label", 1025, 5000).finish().coarse()), None);
+        assert_eq!(classes_of(&labels("x", 65, 5000).finish().coarse()), None);
+    }
+
+    #[test]
+    fn quantiles_lie_among_the_numbers() {
+        let of = |values: &[f32]| summary(&[Cells::Numbers(Tensor::vector(values))]).finish();
+        let labels: Vec<f32> = (0..1000).map(|i| (i % 2) as f32).collect();
+        let mut labels = of(&labels);
+        assert_eq!([0.25, 0.5, 0.51, 0.99].map(|share| labels.quantile(share).unwrap()), [0.0, 0.0, 1.0, 1.0]);
+        // The same where only the histogram is left, as of many values.
+        labels.values = None;
+        assert_eq!([0.25, 0.5, 0.99].map(|share| labels.quantile(share).unwrap()), [0.0, 0.0, 1.0]);
+        let mut fours = of(&[4.0; 10]);
+        fours.values = None;
+        assert_eq!([0.0, 0.5, 0.99, 1.0].map(|share| fours.quantile(share).unwrap()), [4.0; 4]);
+        let spread: Vec<f32> = (0..5000).map(|i| (i as f32).sqrt() - 20.0).collect();
+        let spread = of(&spread);
+        let numbers = spread.numbers.as_ref().unwrap();
+        for share in [0.0, 0.01, 0.5, 0.99, 1.0] {
+            let found = spread.quantile(share).unwrap();
+            assert!((numbers.min..=numbers.max).contains(&found), "{share}: {found}");
+        }
+        assert_eq!(of(&[f32::NAN]).quantile(0.5), None);
     }
 
     #[test]

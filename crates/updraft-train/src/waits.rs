@@ -1,4 +1,4 @@
-//! How long training waited for data, and for which stage of it.
+//! How long whoever takes batches waited for data, and for which stage of it.
 
 use serde::{Deserialize, Serialize};
 use updraft_data::{Stage, StageTimes, Stalls};
@@ -6,7 +6,7 @@ use updraft_data::{Stage, StageTimes, Stalls};
 /// Points that the course of waiting has at most: as many as a plot can show.
 const POINTS_MAX: usize = 512;
 
-/// The waits of one run of the loop; of a run that was resumed, since then.
+/// The waits of one run of a loop over batches; of a run that was resumed, since then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Waits {
@@ -46,7 +46,7 @@ impl Default for Waits {
 
 impl Waits {
     /// Takes the wait of step `step`, counted from 1.
-    pub(crate) fn push(&mut self, step: u64, waited: &StageTimes) {
+    pub fn push(&mut self, step: u64, waited: &StageTimes) {
         self.waited = sum(&self.waited, waited);
         self.steps += 1;
         if self.steps == self.stride {

@@ -168,13 +168,19 @@ pub(crate) fn metrics(results: &Results) -> Value {
         named.extend(metrics.perplexity.map(|p| (format!("{split}_perplexity"), p.into())));
     }
     if let Some(waits) = &results.trained.history.waits {
-        named.extend(waits.share().map(|share| ("train_wait_share".to_owned(), share.into())));
-        for stage in Stage::ALL {
-            let seconds = waits.stalls.waited.of(stage) as f64 / 1e9;
-            named.insert(format!("train_wait_{}_seconds", stage.name()), seconds.into());
-        }
+        named.extend(wait_metrics("train", waits));
     }
     Value::Object(named)
+}
+
+/// The share of the time that was waited for data, and the seconds by stage.
+pub(crate) fn wait_metrics(of: &str, waits: &Waits) -> serde_json::Map<String, Value> {
+    let share = waits.share().map(|share| (format!("{of}_wait_share"), share.into()));
+    let seconds = |stage: Stage| {
+        let seconds = waits.stalls.waited.of(stage) as f64 / 1e9;
+        (format!("{of}_wait_{}_seconds", stage.name()), seconds.into())
+    };
+    share.into_iter().chain(Stage::ALL.map(seconds)).collect()
 }
 
 fn show_value(graph: &Graph, value: ValueId) -> String {

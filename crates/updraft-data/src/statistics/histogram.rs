@@ -17,6 +17,9 @@ pub const BUCKETS_MAX: usize = 512;
 /// 7 bits of mantissa: whole numbers up to 256 have buckets of their own, others are within 0.8 %.
 const SHIFT_START: u32 = 52 - 7;
 
+/// Less than this is told as zero: joined buckets are still narrower until few are left.
+const ZERO_MAX: f64 = 1e-100;
+
 /// How often each bucket was met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
@@ -162,6 +165,10 @@ impl Histogram {
         for (low, high, count) in self.buckets() {
             let within = count as f64;
             if before + within >= rank {
+                // The bucket of zero goes up to numbers that are hardly ever met: what is in it is zero.
+                if low == 0.0 && high < ZERO_MAX {
+                    return Some(0.0);
+                }
                 let (low, high) = (low.max(f64::MIN), high.min(f64::MAX));
                 return Some(low + (high - low) * ((rank - before) / within).clamp(0.0, 1.0));
             }

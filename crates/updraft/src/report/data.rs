@@ -177,10 +177,10 @@ fn columns(card: &DatasetCard, statistics: &[ColumnStatistics]) -> Markup {
                                 td { (kind) }
                                 td.number { (s.missing) }
                                 td.number { @if !s.distinct.is_exact() { "≈ " } (s.distinct.estimate()) }
-                                (moments(s.numbers.as_ref()))
+                                (moments(s.numbers.as_ref(), s.quantile(0.5)))
                             }
                             @if let Some(lengths) = &s.lengths {
-                                tr { td.muted colspan="4" { "length of " (name) } (moments(Some(lengths))) }
+                                tr { td.muted colspan="4" { "length of " (name) } (moments(Some(lengths), lengths.quantile(0.5))) }
                             }
                         }
                     }
@@ -190,12 +190,12 @@ fn columns(card: &DatasetCard, statistics: &[ColumnStatistics]) -> Markup {
     }
 }
 
-fn moments(numbers: Option<&NumberStatistics>) -> Markup {
+fn moments(numbers: Option<&NumberStatistics>, median: Option<f64>) -> Markup {
     html! {
         @match numbers.filter(|n| n.count > 0) {
             Some(n) => {
                 td.number { (number(n.min)) } td.number { (number(n.mean)) } td.number { (number(n.std())) }
-                td.number { (n.histogram.quantile(0.5).map(number).unwrap_or_default()) } td.number { (number(n.max)) }
+                td.number { (median.map(number).unwrap_or_default()) } td.number { (number(n.max)) }
             }
             None => { td {} td {} td {} td {} td {} }
         }

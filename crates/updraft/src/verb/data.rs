@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 use updraft_data::ShardReader;
-use updraft_data::statistics::ColumnStatistics;
+use updraft_data::statistics::{ColumnStatistics, LABEL_NAMES};
 
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
@@ -93,7 +93,7 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 /// The column that is the label: the one named so whose values could be counted.
 fn label_of(statistics: &[ColumnStatistics]) -> Option<&ColumnStatistics> {
     let named = |name: &str| statistics.iter().find(|s| s.column == name && s.values.is_some());
-    ["label", "class", "target"].into_iter().find_map(named)
+    LABEL_NAMES.into_iter().find_map(named)
 }
 
 /// Statistics from one pass over all shards, with progress.

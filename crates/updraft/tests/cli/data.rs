@@ -390,6 +390,79 @@ fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() 
     assert_eq!(still["dataset"]["rows"], ingested["rows"]);
 }
 
+#[test]
+fn a_lifecycle_plan_leaves_datasets_in_folders_below_alone() {
+    let workplace = Workplace::new();
+    for target in ["set", "set/val"] {
+        workplace.json(&["data", "ingest", &mnist(), target, "--shard-rows", "5000"]);
+        std::fs::write(workplace.path(&format!("{target}/shard-old.mds")), "left behind").unwrap();
+    }
+    let rules = "[[rule]]\nname = \"left behind\"\nunreferenced = true\nage_days = 14\ndelete = true\n\
+                 [[rule]]\nname = \"old goes\"\nage_days = 90\ndelete = true\n";
+    std::fs::write(workplace.path("rules.toml"), rules).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+    for folder in ["set", "set/manifests", "set/val", "set/val/manifests"] {
+        for file in std::fs::read_dir(workplace.path(folder)).unwrap().map(|e| e.unwrap().path()) {
+            if file.is_file() {
+                std::fs::File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
+            }
+        }
+    }
+    let plan = ["data", "lifecycle", "set", "--rules", "rules.toml", "--provider", "gcs"];
+    let planned = workplace.json(&plan);
+    let keys: Vec<&str> =
+        planned["plan"]["actions"].as_array().unwrap().iter().map(|a| a["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["shard-old.mds", "val/shard-old.mds"]);
+    let left = planned["plan"]["left"].as_array().unwrap();
+    assert!(left.iter().any(|l| l[0] == "the dataset in `val` names it" && l[1].as_u64() >= Some(4)), "{left:?}");
+    // The provider knows neither of the datasets, so it is told nothing.
+    assert_eq!(planned["configuration"]["json"]["lifecycle"]["rule"], serde_json::json!([]));
+    assert_eq!(planned["configuration"]["left_out"].as_array().unwrap().len(), 2);
+    workplace.json(&[&plan[..], &["--apply", planned["plan"]["digest"].as_str().unwrap()]].concat());
+    assert_eq!(workplace.json(&["data", "inspect", "set/val", "--full"])["dataset"]["rows"], 10_000);
+}
+
+#[test]
+fn balance_is_known_of_a_thousand_classes_and_after_ingestion() {
+    let workplace = Workplace::new();
+    let rows: String = (0..3000).map(|row| format!("{}\n", row % 1000)).collect();
+    std::fs::write(workplace.path("classes.csv"), format!("label\n{rows}")).unwrap();
+    std::fs::write(workplace.path("rules.toml"), "[limits]\nbalance = 0.5\n").unwrap();
+    let validated = workplace.json(&["data", "validate", "classes.csv", "--rules", "rules.toml"]);
+    assert_eq!(validated["balance"].as_array().unwrap().len(), 1000);
+    workplace.json(&["data", "ingest", "classes.csv", "set"]);
+    for arguments in [["data", "inspect", "set"].as_slice(), &["data", "inspect", "set", "--full"]] {
+        let label = &workplace.json(arguments)["label"];
+        let values = label["values"].as_array().unwrap();
+        assert!(values.len() == 1000 && values.iter().all(|value| value[1] == 3), "{label}");
+    }
+    let (code, message) = workplace.failure(&["data", "inspect", "set", "--samples", "18446744073709551615"]);
+    assert!(code == 2 && message.contains("10000"), "{message}");
+}
+
+#[test]
+fn the_bench_says_what_each_step_waited_for() {
+    let workplace = Workplace::new();
+    for (what, knows_made) in [(mnist(), false), (".".to_owned(), true)] {
+        let told = workplace.json(&["data", "bench", &what]);
+        let waits = &told["waits"];
+        let points = waits["points"].as_array().unwrap();
+        assert_eq!(points.len() as u64, told["steps"].as_u64().unwrap().min(511), "{told}");
+        assert_eq!(points.last().unwrap()["step"], told["steps"]);
+        assert_eq!(waits["stalls"], told["stalls"]);
+        assert_eq!(waits["stalls"]["made"].is_object(), knows_made);
+        let waited = waits["stalls"]["waited"].as_object().unwrap();
+        for stage in ["fetch", "decode", "transform", "collate"] {
+            let by_steps: u64 =
+                points.iter().map(|point| point["waited"][format!("{stage}_ns")].as_u64().unwrap()).sum();
+            assert_eq!(Some(by_steps), waited[&format!("{stage}_ns")].as_u64(), "{stage}");
+            let seconds = told["metrics"][format!("load_wait_{stage}_seconds")].as_f64().unwrap();
+            assert!((seconds - by_steps as f64 / 1e9).abs() < 1e-9, "{told}");
+        }
+        assert!(told["metrics"]["load_wait_share"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)));
+    }
+}
+
 /// Whatever the size of the dataset: 30 shards of 8 MiB within 96 MiB, in any order, beside what the process has anyway (the
 /// program, threads), which a small dataset shows.
 #[test]

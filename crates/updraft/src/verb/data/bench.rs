@@ -3,22 +3,25 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use updraft_base::units;
 use updraft_data::shards::Shards;
-use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, Stalls};
+use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, StageTimes};
+use updraft_train::waits::Waits;
 
 use super::parse_bytes;
 use crate::context::{Answer, Caches, Context};
 use crate::failure::{Failure, Kind};
 use crate::recipe;
+use crate::report::wait_metrics;
 
 /// Measure how fast data is loaded, and how long a consumer waits for it
 ///
 /// With a recipe, batches are made as for its training, transforms and all, and thrown away. With a dataset, the rows of
 /// its shards are read, checked and thrown away, nothing decoded. Prints rows and bytes (in memory) a second of wall time,
 /// rows a second of processor time, the most memory that was taken, the time to the first batch from before opening, and
-/// what was waited for.
+/// what was waited for. `--json` also has the waits as those of a training: `waits` with their course over the steps in at
+/// most 512 points, and `metrics`. Blocks of a dataset are waited for in one stage, `fetch`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A recipe (an `updraft.toml`, or the folder that holds it) or a dataset.
@@ -55,8 +58,9 @@ struct Measured {
     first_ns: u64,
     elapsed_ns: u64,
     waited_ns: u64,
-    /// What the loader says of waiting.
-    stalls: Option<Stalls>,
+    waits: Waits,
+    /// Whether `waits` also knows the time that all threads spent on each stage.
+    knows_made: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
@@ -66,6 +70,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let start_ns = context.clock.monotonic_ns();
     let mut measured = if is_recipe { load(args, context, start_ns)? } else { read(args, context, start_ns)? };
     measured.elapsed_ns = context.clock.monotonic_ns() - start_ns;
+    measured.waits.elapsed_ns = measured.elapsed_ns;
     let cpu_ns = cpu_before.zip(cpu_ns()).map(|(before, after)| after.saturating_sub(before));
     Ok(answer(args, context, &measured, cpu_ns))
 }
@@ -108,11 +113,13 @@ fn load(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
         measured.steps += 1;
         measured.rows += batch.samples.len() as u64;
         measured.bytes += batch.tensors.iter().map(|(_, t)| t.byte_len() as u64).sum::<u64>();
+        measured.waits.push(measured.steps, &batches.last_wait());
         task.at(measured.steps, String::new);
         batches.recycle(batch);
     }
     task.finish();
-    measured.stalls = Some(batches.stalls().clone());
+    measured.waits.stalls = batches.stalls().clone();
+    measured.knows_made = true;
     Ok(measured)
 }
 
@@ -125,17 +132,21 @@ fn read(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
     let mut asked_ns = context.clock.monotonic_ns();
     shards.read_all(steps, context.threads, |rows, bytes| {
         let now_ns = context.clock.monotonic_ns();
-        measured.waited_ns += now_ns - asked_ns;
+        let waited_ns = now_ns - asked_ns;
+        measured.waited_ns += waited_ns;
         if measured.steps == 0 {
             measured.first_ns = now_ns - start_ns;
         }
         measured.steps += 1;
+        measured.waits.push(measured.steps, &StageTimes { fetch_ns: waited_ns, ..StageTimes::default() });
         measured.rows += rows;
         measured.bytes += bytes;
         task.at(measured.steps, String::new);
         asked_ns = context.clock.monotonic_ns();
     })?;
     task.finish();
+    measured.waits.stalls.batches = measured.steps;
+    measured.waits.stalls.waited.fetch_ns = measured.waited_ns;
     Ok(measured)
 }
 
@@ -159,7 +170,7 @@ fn peak_memory_bytes() -> Option<u64> {
 
 fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u64>) -> Answer {
     let per_second = |count: u64, ns: u64| count as f64 / (ns.max(1) as f64 / 1e9);
-    let Measured { steps, rows, bytes, first_ns, elapsed_ns, waited_ns, stalls } = measured;
+    let Measured { steps, rows, bytes, first_ns, elapsed_ns, waited_ns, waits, knows_made } = measured;
     let rows_per_second = per_second(*rows, *elapsed_ns);
     let rows_per_cpu_second = cpu_ns.filter(|ns| *ns > 0).map(|ns| per_second(*rows, ns));
     let mut text = format!("{rows} rows in {steps} steps on {} threads\n", context.threads);
@@ -177,12 +188,10 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
     line("first batch", units::duration_ns(*first_ns));
     let share = 100.0 * *waited_ns as f64 / (*elapsed_ns).max(1) as f64;
     line("waited", format!("{} ({share:.0} %)", units::duration_ns(*waited_ns)));
-    for stage in Stage::ALL {
-        if let Some(stalls) = stalls {
-            let (waited_ns, made_ns) = (stalls.waited.of(stage), stalls.made.of(stage));
-            let of = format!("{}, of {} on all threads", units::duration_ns(waited_ns), units::duration_ns(made_ns));
-            line(&format!("  for {}", stage.name()), of);
-        }
+    for stage in Stage::ALL.into_iter().filter(|_| *knows_made) {
+        let (waited_ns, made_ns) = (waits.stalls.waited.of(stage), waits.stalls.made.of(stage));
+        let of = format!("{}, of {} on all threads", units::duration_ns(waited_ns), units::duration_ns(made_ns));
+        line(&format!("  for {}", stage.name()), of);
     }
     let cache = context.caches.as_ref().and_then(Caches::reading);
     if let Some(CacheReading { memory_hits, disk_hits, fetched_bytes, corrupt }) = cache {
@@ -195,12 +204,16 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         let away = if away > 0 { format!(", {away} requests while it was away") } else { String::new() };
         line("cache in Redis", format!("{hits} found, {} of them; {misses} not{away}", units::bytes(hit_bytes)));
     }
+    let mut waits_json = json!(waits);
+    if !knows_made {
+        waits_json["stalls"]["made"] = Value::Null;
+    }
     let json = json!({
         "what": args.what, "threads": context.threads, "steps": steps, "rows": rows, "bytes": bytes,
         "elapsed_ns": elapsed_ns, "rows_per_second": rows_per_second,
         "bytes_per_second": per_second(*bytes, *elapsed_ns), "cpu_ns": cpu_ns,
         "rows_per_cpu_second": rows_per_cpu_second, "peak_memory_bytes": peak_memory_bytes, "first_batch_ns": first_ns, "waited_ns": waited_ns,
-        "stalls": stalls, "cache": cache, "shared_cache": shared,
+        "stalls": waits_json["stalls"], "waits": waits_json, "metrics": wait_metrics("load", waits), "cache": cache, "shared_cache": shared,
     });
     Answer { text, json }
 }

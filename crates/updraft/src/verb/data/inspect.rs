@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use updraft_base::units;
 use updraft_data::shards::Shards;
-use updraft_data::statistics::{ColumnStatistics, NumberStatistics};
+use updraft_data::statistics::{ColumnStatistics, NumberStatistics, is_label};
 use updraft_data::{Cells, Kind as CellKind, personal};
 
 use super::{label_of, parse_bytes, summarized};
@@ -18,8 +18,9 @@ use crate::table::{number, table};
 /// Show a dataset: schema, statistics with histograms, label balance, sizes and samples
 ///
 /// Statistics come from the manifest where it has them, and else from one pass over all rows in bounded memory. Least,
-/// most and mean are exact; histograms have buckets within 1 % (within 20 % from a manifest), distinct values are
-/// estimated beyond a thousand within 3 %. The page holds all that it shows and needs no network.
+/// most and mean are exact, whole numbers beyond 2^53 to the nearest double; histograms have buckets within 1 % (within 20 %
+/// from a manifest), distinct values are estimated beyond a thousand within 3 %. The page holds all that it shows and needs
+/// no network.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The dataset.
@@ -30,8 +31,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Rows to show on the page.
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    /// Rows to show on the page, at most 10,000.
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = parse_samples)]
     samples: usize,
 
     /// Read all rows, even where the manifest has statistics.
@@ -43,12 +44,21 @@ pub struct Args {
     memory: u64,
 }
 
+/// Rows on a page, at most: a browser opens that many pictures.
+const SAMPLES_MAX: usize = 10_000;
+
+fn parse_samples(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count <= SAMPLES_MAX);
+    count.ok_or_else(|| format!("`{text}` is no number up to {SAMPLES_MAX}"))
+}
+
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     if let Some(path) = &args.html {
         output::check_writable(path)?;
     }
     let shards = Shards::open(&args.url, None, args.memory, &context.access())?;
     let known = if args.full { None } else { shards.statistics() };
+    let is_of_manifest = known.is_some();
     let statistics = match known {
         Some(statistics) => statistics,
         None => summarized(&shards.readers, context)?,
@@ -59,7 +69,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         let samples = samples(&shards, args.samples)?;
         output::write(path, inspect_page(&card, &statistics, label, &samples).as_bytes())?;
     }
-    let text = show(&card, &statistics, label, args.html.as_ref());
+    let mut text = show(&card, &statistics, label, args.html.as_ref());
+    if label.is_none()
+        && let Some(uncounted) = statistics.iter().find(|s| is_label(&s.column))
+    {
+        let column = &uncounted.column;
+        let hint = if is_of_manifest { " in the manifest; `--full` counts up to 65,536" } else { "" };
+        text.push_str(&format!("\n`{column}` has too many values to be counted{hint}\n"));
+    }
     let json = json!({
         "dataset": card,
         "columns": statistics.iter().map(column_json).collect::<Vec<_>>(),
@@ -89,6 +106,9 @@ pub(super) fn card(url: &str, shards: &Shards, context: &Context) -> DatasetCard
     }
 }
 
+/// Classes in the printed table: more than a screen of them is for the page and for `--json`.
+const CLASSES_SHOWN: usize = 100;
+
 fn show(
     card: &DatasetCard,
     statistics: &[ColumnStatistics],
@@ -114,9 +134,13 @@ fn show(
         .flat_map(|((name, kind), s)| {
             let distinct = format!("{}{}", if s.distinct.is_exact() { "" } else { "~" }, s.distinct.estimate());
             let first = vec![name.clone(), kind.clone(), s.missing.to_string(), distinct];
-            let of_cells = [first, moments(s.numbers.as_ref())].concat();
+            let of_cells = [first, moments(s.numbers.as_ref(), s.quantile(0.5))].concat();
             let of_lengths = s.lengths.as_ref().map(|lengths| {
-                [vec![String::new(), "length".into(), String::new(), String::new()], moments(Some(lengths))].concat()
+                [
+                    vec![String::new(), "length".into(), String::new(), String::new()],
+                    moments(Some(lengths), lengths.quantile(0.5)),
+                ]
+                .concat()
             });
             std::iter::once(of_cells).chain(of_lengths)
         })
@@ -128,18 +152,23 @@ fn show(
         let values = label.values.as_deref().unwrap_or_default();
         let most = values.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
         let bar = |n: u64| "#".repeat((40.0 * n as f64 / most as f64).round() as usize);
-        let rows: Vec<Vec<String>> =
-            values.iter().map(|(value, n)| vec![value.to_string(), n.to_string(), bar(*n)]).collect();
+        let shown = values.iter().take(CLASSES_SHOWN);
+        let rows: Vec<Vec<String>> = shown.map(|(value, n)| vec![value.to_string(), n.to_string(), bar(*n)]).collect();
         text.push('\n');
         text.push_str(&table(&[&label.column, "rows", ""], &[1], &rows));
+        if values.len() > rows.len() {
+            let least = values.iter().map(|(_, n)| *n).min().unwrap_or(0);
+            let (first, all) = (rows.len(), values.len());
+            text.push_str(&format!("the first {first} of {all} classes, which have {least} to {most} rows\n"));
+        }
     }
     text
 }
 
-fn moments(numbers: Option<&NumberStatistics>) -> Vec<String> {
+fn moments(numbers: Option<&NumberStatistics>, median: Option<f64>) -> Vec<String> {
     match numbers.filter(|n| n.count > 0) {
         Some(n) => {
-            let median = n.histogram.quantile(0.5).map(number).unwrap_or_default();
+            let median = median.map(number).unwrap_or_default();
             vec![number(n.min), number(n.mean), number(n.std()), median, number(n.max)]
         }
         None => vec![String::new(); 5],
@@ -148,8 +177,7 @@ fn moments(numbers: Option<&NumberStatistics>) -> Vec<String> {
 
 /// Statistics as programs want them: no sketches, but what they say.
 pub(super) fn column_json(s: &ColumnStatistics) -> Value {
-    let of = |n: &NumberStatistics| {
-        let quantile = |q: f64| n.histogram.quantile(q);
+    let of = |n: &NumberStatistics, quantile: &dyn Fn(f64) -> Option<f64>| {
         json!({
             "count": n.count, "nan": n.nan, "min": n.min, "max": n.max, "mean": n.mean, "std": n.std(),
             "quantiles": { "p1": quantile(0.01), "p25": quantile(0.25), "p50": quantile(0.5), "p75": quantile(0.75),
@@ -160,8 +188,8 @@ pub(super) fn column_json(s: &ColumnStatistics) -> Value {
     json!({
         "column": s.column, "rows": s.rows, "missing": s.missing,
         "distinct": s.distinct.estimate(), "distinct_is_exact": s.distinct.is_exact(),
-        "numbers": s.numbers.as_ref().filter(|n| n.count > 0).map(of),
-        "lengths": s.lengths.as_ref().filter(|n| n.count > 0).map(of),
+        "numbers": s.numbers.as_ref().filter(|n| n.count > 0).map(|n| of(n, &|share| s.quantile(share))),
+        "lengths": s.lengths.as_ref().filter(|n| n.count > 0).map(|n| of(n, &|share| n.quantile(share))),
         "values": s.values,
     })
 }

@@ -1,16 +1,13 @@
 //! `updraft data lifecycle`: which objects should move to another tier or go.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::json;
 use updraft_base::{Digest, units};
-use updraft_data::Version;
 use updraft_data::lifecycle::{
-    Configuration, LifecycleRules, Plan, Prices, Provider, Usage, configuration, plan, read_access_log,
+    Configuration, LifecycleRules, Plan, Prices, Provider, Usage, configuration, live_objects, plan, read_access_log,
 };
-use updraft_data::manifest::LATEST;
-use updraft_store::{ObjectFacts, Objects, StoreError};
+use updraft_store::{Objects, StoreError};
 
 use super::{malformed, read_text};
 use crate::context::{Answer, Context};
@@ -20,10 +17,13 @@ use crate::table::table;
 /// Show which objects should move to another storage tier or be deleted, what that saves, and do it
 ///
 /// Lists the objects below the URL and holds them against the rules: by age, by when they were last read (with an access
-/// log), and by whether a live version of the dataset names them. Prints the plan and the provider's own lifecycle
-/// configuration that says the same, with the rules that it has no words for. Nothing changes without `--apply` and the
-/// digest of the plan that was shown; an object that has changed since is left alone. What moves is read and written once
-/// more, through this machine, and its age begins again; the provider's configuration moves in place.
+/// log), and by whether a live version of the dataset names them. What another dataset in a folder below names, by its
+/// manifest or by the `index.json` of MDS, is left alone. Prints the plan and the provider's own lifecycle configuration of
+/// the same rules. The provider knows neither manifests nor prices, nor goes by the order of rules: a rule that it has no
+/// words for, that could delete what a live version names, or that an earlier one would hold back, is named and not in it.
+/// Nothing changes without `--apply` and the digest of the plan that was shown; an object that has changed since is left
+/// alone. What moves is read and written once more, through this machine, and its age begins again; the provider's
+/// configuration moves in place.
 ///
 /// Savings are whole micro-dollars by a price table with date and source; it knows some regions of Google Cloud, one of S3
 /// and one of Azure, others with `--prices`. Retrieval fees by the readings of the log, shortest times of storage and least
@@ -113,36 +113,16 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     };
     let objects = context.objects(&args.url)?;
     let listed = objects.list("")?;
-    let referenced = referenced(&objects, &listed, rules.live_versions)?;
-    let usage = Usage { accesses, referenced };
+    let mut usage = Usage { accesses, ..Usage::default() };
+    live_objects(&objects, &listed, rules.live_versions, &mut usage)?;
     let plan = plan(&listed, &usage, &rules, provider, &prices, tier, now_ms)
         .map_err(|reason| malformed(&args.rules, reason))?;
-    let configuration = configuration(&rules, provider, &args.url);
+    let configuration = configuration(&rules, provider, &args.url, &usage);
     if let (Some(path), Some(configuration)) = (&args.configuration, &configuration) {
         crate::output::write(path, format!("{:#}\n", configuration.json).as_bytes())?;
     }
     let applied = args.apply.map(|digest| apply(&plan, &digest, &objects, context)).transpose()?;
     Ok(answer(args, &plan, &prices, configuration.as_ref(), applied.as_ref()))
-}
-
-/// The keys that live versions name, all manifests and what leads to them; `None` where there is no manifest.
-fn referenced(
-    objects: &Objects,
-    listed: &[ObjectFacts],
-    live_versions: u32,
-) -> Result<Option<BTreeSet<String>>, Failure> {
-    let Some(mut version) = Version::load(objects, None)? else { return Ok(None) };
-    // Manifests are small, and any of them may be a segment of a live one.
-    let manifests = listed.iter().map(|o| &o.key).filter(|key| key.starts_with("manifests/"));
-    let mut keys: BTreeSet<String> = manifests.cloned().collect();
-    keys.extend([LATEST.to_owned(), "index.json".to_owned()]);
-    for left in (0..live_versions.max(1)).rev() {
-        keys.extend(version.manifest.shards.iter().map(|shard| shard.key.clone()));
-        let Some(parent) = version.manifest.parent.filter(|_| left > 0) else { break };
-        let Some(before) = Version::load(objects, Some(&parent))? else { break };
-        version = before;
-    }
-    Ok(Some(keys))
 }
 
 /// Does what the plan says, object by object; one that is no longer what it was is left alone.
