@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::DataError;
 use crate::personal;
-use crate::rows::Cells;
+use crate::rows::{Cells, PartialCells};
 
 mod distinct;
 mod histogram;
@@ -47,7 +47,7 @@ pub struct ColumnStatistics {
     pub column: String,
     /// Cells.
     pub rows: u64,
-    /// Cells that are empty, or whose numbers are all NaN.
+    /// Cells that are empty, null, or whose numbers are all NaN; cells that cannot be read.
     pub missing: u64,
     /// Of the numbers in the cells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -202,19 +202,27 @@ pub struct ColumnSummary {
     /// By their ordered bits; `None` once there were too many.
     numbers: Option<BTreeMap<u64, u64>>,
     texts: Option<BTreeMap<String, u64>>,
+    /// Values that are counted each.
+    values_max: usize,
 }
 
 impl ColumnSummary {
     /// Of a column with no cells yet.
     pub fn new(column: &str) -> ColumnSummary {
         let statistics = ColumnStatistics { column: column.to_owned(), ..ColumnStatistics::default() };
-        ColumnSummary { statistics, numbers: Some(BTreeMap::new()), texts: Some(BTreeMap::new()) }
+        let (numbers, texts) = (Some(BTreeMap::new()), Some(BTreeMap::new()));
+        ColumnSummary { statistics, numbers, texts, values_max: values_max(column) }
+    }
+
+    /// Of the column of labels, whatever its name.
+    pub fn of_label(column: &str) -> ColumnSummary {
+        ColumnSummary { values_max: LABEL_VALUES_MAX, ..ColumnSummary::new(column) }
     }
 
     /// Takes the cells of the next rows.
     pub fn push(&mut self, cells: &Cells) -> Result<(), DataError> {
         let statistics = &mut self.statistics;
-        let values_max = values_max(&statistics.column);
+        let values_max = self.values_max;
         match cells {
             Cells::Bytes(cells) => {
                 statistics.rows += cells.len() as u64;
@@ -270,10 +278,21 @@ impl ColumnSummary {
         Ok(())
     }
 
+    /// Takes cells of which some may be missing; those count as such and as nothing else.
+    pub fn push_partial(&mut self, cells: &PartialCells) -> Result<(), DataError> {
+        if cells.gaps.is_empty() {
+            return self.push(&cells.cells);
+        }
+        self.push(&cells.present())?;
+        self.statistics.rows += cells.gaps.len() as u64;
+        self.statistics.missing += cells.gaps.len() as u64;
+        Ok(())
+    }
+
     /// Adds the cells of the part that follows.
     pub fn merge(&mut self, other: &ColumnSummary) {
         self.statistics.merge_counts(&other.statistics);
-        let values_max = values_max(&self.statistics.column);
+        let values_max = self.values_max;
         merge_values(&mut self.numbers, &other.numbers, values_max);
         merge_values(&mut self.texts, &other.texts, values_max);
     }

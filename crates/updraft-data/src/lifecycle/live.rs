@@ -79,7 +79,7 @@ fn named_by_index(at: &Folder<'_>, bytes: u64) -> Result<BTreeSet<String>, DataE
         }
         _ => {}
     }
-    let text = at.read(INDEX, &[0..bytes])?.pop().unwrap_or_default();
+    let text = at.read(INDEX, &[0..bytes], None)?.pop().unwrap_or_default();
     let index: Value = serde_json::from_slice(&text).unwrap_or_default();
     let mut keys = BTreeSet::new();
     for shard in index["shards"].as_array().into_iter().flatten() {
@@ -109,8 +109,8 @@ impl ReadObjects for Folder<'_> {
         self.objects.facts(&self.key(key))
     }
 
-    fn read(&self, key: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, StoreError> {
-        self.objects.read(&self.key(key), ranges)
+    fn read(&self, key: &str, ranges: &[Range<u64>], expected: Option<&ObjectFacts>) -> Result<Vec<Bytes>, StoreError> {
+        self.objects.read(&self.key(key), ranges, expected)
     }
 
     fn name(&self, key: &str) -> String {

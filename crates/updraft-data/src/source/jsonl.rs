@@ -1,85 +1,92 @@
 //! JSON Lines: one object a line, whose keys are the columns.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use updraft_graph::{DType, Tensor};
 
-use crate::rows::{Cells, tensor_of};
+use crate::rows::{Cells, Gap, PartialCells, tensor_of};
 use crate::schema::{Kind, Schema};
 use crate::source::whole::{Table, TableColumn};
 
-/// All rows of a file. Columns are those of its first line, in their order; a column is of whole numbers where all are,
-/// of numbers where some have a fraction, and of arrays where all rows hold arrays of numbers.
-pub(crate) fn table(text: &[u8], wanted: Option<&Schema>) -> Result<Table, String> {
+/// All rows of a file. Columns are the keys in the order in which they come; a column is of whole numbers where all are,
+/// of numbers where some have a fraction, and of arrays where all rows hold arrays of numbers. A key that a line lacks is
+/// as if it were null there.
+pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> Result<Table, String> {
     let mut names: Vec<String> = Vec::new();
     let mut cells: Vec<Vec<Value>> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut lines = Vec::new();
+    let mut missing = 0;
+    // Keys that few lines have take a place in all, for which a small file could need any memory.
+    let fill = |column: &mut Vec<Value>, rows: usize, missing: &mut usize| {
+        *missing += rows.saturating_sub(column.len());
+        if (*missing * size_of::<Value>()) as u64 > memory_bytes {
+            return Err(format!("{missing} cells are missing, which takes more than memory_bytes"));
+        }
+        column.resize(rows.max(column.len()), Value::Null);
+        Ok(())
+    };
     for (at, line) in text.split(|b| *b == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
         let number = at as u64 + 1;
         let row: Map<String, Value> = serde_json::from_slice(line).map_err(|e| format!("line {number}: {e}"))?;
-        if lines.is_empty() {
-            names = row.keys().cloned().collect();
-            cells = vec![Vec::new(); names.len()];
-        }
-        lines.push(number);
-        if row.len() != names.len() {
-            let odd = row.keys().find(|k| !names.contains(k)).or(names.iter().find(|n| !row.contains_key(*n)));
-            let odd = odd.map_or("", String::as_str);
-            return Err(format!("line {number}: the column `{odd}` is not in every line"));
-        }
         for (expected, (key, value)) in row.into_iter().enumerate() {
             // Keys are in the same order mostly.
-            let column = if names[expected] == key { Some(expected) } else { names.iter().position(|n| *n == key) };
-            let column =
-                column.ok_or_else(|| format!("line {number}: the column `{key}` is not in line {}", lines[0]))?;
+            let known = if names.get(expected) == Some(&key) { Some(expected) } else { places.get(&key).copied() };
+            let column = known.unwrap_or_else(|| {
+                places.insert(key.clone(), names.len());
+                names.push(key);
+                cells.push(Vec::new());
+                names.len() - 1
+            });
+            fill(&mut cells[column], lines.len(), &mut missing).map_err(|reason| format!("line {number}: {reason}"))?;
             cells[column].push(value);
         }
+        lines.push(number);
     }
-    let rows = lines.len() as u64;
+    let rows = lines.len();
+    cells.iter_mut().try_for_each(|column| fill(column, rows, &mut missing))?;
     let typed = |(name, cells): (String, Vec<Value>)| {
         let wanted = wanted.and_then(|s| s.columns.iter().find(|c| c.name == name)).map(|c| &c.kind);
-        let (kind, cells) = type_values(cells, wanted);
-        TableColumn { name, kind, cells }
+        let (kind, gaps) = match wanted {
+            Some(kind) => (kind.clone(), Vec::new()),
+            None => kind_of(&cells),
+        };
+        let cells = convert(&cells, &kind, gaps, memory_bytes).map_err(|reason| format!("column `{name}` {reason}"))?;
+        Ok(TableColumn { name, kind, cells })
     };
-    Ok(Table { rows, columns: names.into_iter().zip(cells).map(typed).collect(), lines })
+    let columns = names.into_iter().zip(cells).map(typed).collect::<Result<_, String>>()?;
+    Ok(Table { rows: rows as u64, columns, lines })
 }
 
-fn type_values(cells: Vec<Value>, wanted: Option<&Kind>) -> (Kind, Result<Cells, (u64, String)>) {
-    let found = match wanted {
-        Some(kind) => Ok(kind.clone()),
-        None => kind_of(&cells),
-    };
-    match found {
-        Ok(kind) => {
-            let cells = convert(&cells, &kind);
-            (kind, cells)
-        }
-        Err(wrong) => (Kind::Text, Err(wrong)),
-    }
-}
-
-/// The kind that all values have.
-fn kind_of(cells: &[Value]) -> Result<Kind, (u64, String)> {
+/// The kind that all values have, or that those before have where one does not fit; that one is a gap.
+fn kind_of(cells: &[Value]) -> (Kind, Vec<Gap>) {
     let mut kind: Option<Kind> = None;
+    let mut gaps = Vec::new();
     for (row, value) in cells.iter().enumerate() {
         let found = match value {
-            Value::String(_) => Kind::Text,
+            Value::Null => continue,
+            Value::String(_) => Ok(Kind::Text),
             Value::Array(_) => {
                 let mut shape = Vec::new();
-                let dtype = array_kind(value, 0, &mut shape).map_err(|reason| (row as u64, reason))?;
-                Kind::Number { dtype, shape }
+                array_kind(value, 0, &mut shape).map(|dtype| Kind::Number { dtype, shape })
             }
-            value => Kind::scalar(scalar(value).map_err(|reason| (row as u64, reason))?),
+            value => scalar(value).map(Kind::scalar),
         };
-        kind = Some(match (kind, found) {
-            (None, found) => found,
-            (Some(before), found) => join(before, found).map_err(|reason| (row as u64, reason))?,
+        let joined = found.and_then(|found| match &kind {
+            None => Ok(found),
+            Some(before) => join(before.clone(), found),
         });
+        match joined {
+            Ok(joined) => kind = Some(joined),
+            Err(reason) => gaps.push(Gap::fault(row, reason)),
+        }
     }
-    Ok(kind.unwrap_or(Kind::Text))
+    (kind.unwrap_or(Kind::Text), gaps)
 }
 
 fn scalar(value: &Value) -> Result<DType, String> {
@@ -144,38 +151,52 @@ pub(crate) fn join(a: Kind, b: Kind) -> Result<Kind, String> {
     })
 }
 
-fn convert(cells: &[Value], kind: &Kind) -> Result<Cells, (u64, String)> {
+/// Values as cells of a kind, with a gap for each that is null or of another kind, beside the gaps that are known.
+fn convert(cells: &[Value], kind: &Kind, mut gaps: Vec<Gap>, memory_bytes: u64) -> Result<PartialCells, String> {
+    // Rows that are missing take none of the file, so a long array in one may ask for any amount in all.
+    let row_bytes = kind.row_bytes().unwrap_or(0);
+    let needed_bytes = row_bytes.checked_mul(cells.len()).filter(|needed| *needed as u64 <= memory_bytes);
+    needed_bytes.ok_or_else(|| format!("takes more than memory_bytes: {} rows of {row_bytes} bytes", cells.len()))?;
     let mut texts = Vec::new();
     let mut lists = Vec::new();
     let mut bytes = Vec::new();
     for (row, value) in cells.iter().enumerate() {
-        let wrong = |reason: String| (row as u64, reason);
-        match (kind, value) {
-            (Kind::Text | Kind::Bytes, Value::String(text)) => texts.push(Bytes::copy_from_slice(text.as_bytes())),
-            (Kind::Number { dtype, shape }, value) => {
-                let before = bytes.len();
-                push(value, *dtype, shape, &mut bytes).map_err(wrong)?;
-                let expected = shape.iter().product::<usize>() * dtype.size_in_memory();
-                if bytes.len() - before != expected {
-                    return Err(wrong(format!("is not {kind}")));
-                }
+        let before = bytes.len();
+        let read = match (kind, value) {
+            (_, Value::Null) => Err(None),
+            (Kind::Text | Kind::Bytes, Value::String(text)) => {
+                texts.push(Bytes::copy_from_slice(text.as_bytes()));
+                Ok(())
             }
+            (Kind::Number { dtype, shape }, value) => push(value, *dtype, shape, &mut bytes)
+                .and_then(|()| if bytes.len() - before == row_bytes { Ok(()) } else { Err(format!("is not {kind}")) })
+                .map_err(Some),
             (Kind::List { dtype }, Value::Array(items)) => {
                 let mut elements = Vec::new();
-                push(value, *dtype, &[items.len()], &mut elements).map_err(wrong)?;
-                lists.push(tensor_of(*dtype, &[items.len()], &elements));
+                push(value, *dtype, &[items.len()], &mut elements)
+                    .map(|()| lists.push(tensor_of(*dtype, &[items.len()], &elements)))
+                    .map_err(Some)
             }
-            _ => return Err(wrong(format!("is not {kind}"))),
+            _ => Err(Some(format!("is not {kind}"))),
+        };
+        if let Err(fault) = read {
+            gaps.push(Gap { row, fault });
+            match kind {
+                Kind::Text | Kind::Bytes => texts.push(Bytes::new()),
+                Kind::List { dtype } => lists.push(tensor_of(*dtype, &[0], &[])),
+                Kind::Number { .. } => bytes.resize(before + row_bytes, 0),
+            }
         }
     }
-    Ok(match kind {
+    let cells = match kind {
         Kind::Text | Kind::Bytes => Cells::Bytes(texts),
         Kind::List { .. } => Cells::Lists(lists),
         Kind::Number { dtype, shape } => {
             let shape = [&[cells.len()], shape.as_slice()].concat();
-            Cells::Numbers(Tensor::from_bytes(*dtype, &shape, &bytes).map_err(|e| (0, e.to_string()))?)
+            Cells::Numbers(Tensor::from_bytes(*dtype, &shape, &bytes).map_err(|e| e.to_string())?)
         }
-    })
+    };
+    Ok(PartialCells::new(cells, gaps))
 }
 
 /// Appends the elements of a value in native order.

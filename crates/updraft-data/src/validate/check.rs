@@ -7,16 +7,14 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::near;
 use super::rules::{ColumnRules, Rules};
+use super::search::read_apart;
 use crate::error::DataError;
 use crate::personal::{self, PersonalKind};
 use crate::picture::{Picture, Workspace};
-use crate::rows::Cells;
+use crate::rows::{Cells, Gap, PartialCells};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::shard::ShardReader;
 use crate::statistics::{CellValue, ColumnSummary, numbers_of};
-
-/// Reads spent on finding the rows of a block that cannot be read; what is left then counts as unreadable together.
-const SEARCH_READS: usize = 64;
 
 /// Places of personal data that a block hands on for the report, for each column.
 const PLACES_OF_BLOCK: usize = 20;
@@ -25,6 +23,7 @@ const PLACES_OF_BLOCK: usize = 20;
 pub(super) struct Checker {
     pub(super) schema: Arc<Schema>,
     columns: Vec<ColumnRules>,
+    label: Option<String>,
     pictures: Vec<bool>,
     identity: Vec<usize>,
     with_near: bool,
@@ -85,7 +84,16 @@ impl Checker {
             [] => (0..columns.len()).collect(),
             names => names.iter().filter_map(|name| schema.index_of(name)).collect(),
         };
-        Ok(Checker { schema, columns, pictures, identity, with_near })
+        Ok(Checker { schema, columns, label: rules.label.clone(), pictures, identity, with_near })
+    }
+
+    /// Summaries of all columns, with no cells yet.
+    pub(super) fn summaries(&self) -> Vec<ColumnSummary> {
+        let new = |name: &String| match self.label.as_ref() == Some(name) {
+            true => ColumnSummary::of_label(name),
+            false => ColumnSummary::new(name),
+        };
+        self.schema.columns.iter().map(|column| new(&column.name)).collect()
     }
 
     /// Whether any column may hold text.
@@ -119,7 +127,13 @@ impl Checker {
             }
             places.push(place);
         }
-        let cells = reader.read(&places, &rows)?;
+        let cells = reader.read_partial(&places, &rows)?;
+        for (at, cells) in self.identity.iter().zip(&cells) {
+            if let Some((row, reason)) = cells.fault() {
+                let (sample, column) = (reader.place(rows[row]), self.schema.columns[*at].name.clone());
+                return Err(DataError::Sample { sample, column, reason: reason.to_owned() });
+            }
+        }
         let all: Vec<usize> = (0..cells.len()).collect();
         Ok((0..rows.len()).map(|row| row_hash(&cells, &all, row)).collect())
     }
@@ -128,7 +142,7 @@ impl Checker {
     pub(super) fn check(&self, reader: &dyn ShardReader, rows: std::ops::Range<u64>) -> Result<Part, DataError> {
         let mut part = Part {
             rows: rows.end - rows.start,
-            summaries: self.schema.columns.iter().map(|c| ColumnSummary::new(&c.name)).collect(),
+            summaries: self.summaries(),
             hashes: Vec::new(),
             unique: Vec::new(),
             pictures: Vec::new(),
@@ -137,62 +151,61 @@ impl Checker {
             personal: Vec::new(),
         };
         let columns: Vec<usize> = (0..self.schema.columns.len()).collect();
-        let mut reads = 0;
-        // The ranges that are still to be read, the first one last.
-        let mut ranges = vec![rows];
-        while let Some(range) = ranges.pop() {
-            if range.is_empty() {
-                continue;
+        let numbers: Vec<u64> = rows.collect();
+        read_apart(reader, &columns, &numbers, |numbers, read| {
+            match read {
+                Ok(cells) => self.check_rows(numbers, &cells, &mut part)?,
+                Err(error) => part.bad.extend(numbers.iter().map(|row| unreadable(*row, None, &error.to_string()))),
             }
-            reads += 1;
-            let numbers: Vec<u64> = range.clone().collect();
-            match reader.read(&columns, &numbers) {
-                Ok(cells) => self.check_rows(&numbers, &cells, &mut part)?,
-                Err(error) if !error.is_about_content() => return Err(error),
-                Err(_) if numbers.len() > 1 && reads < SEARCH_READS => {
-                    let middle = range.start + (range.end - range.start) / 2;
-                    ranges.push(middle..range.end);
-                    ranges.push(range.start..middle);
-                }
-                Err(error) => {
-                    let reason = format!("cannot be read: {error}");
-                    let breach =
-                        |row: &u64| Breach { row: *row, column: None, rule: "unreadable", reason: reason.clone() };
-                    part.bad.extend(numbers.iter().map(breach));
-                }
-            }
-        }
+            Ok(())
+        })?;
         Ok(part)
     }
 
-    fn check_rows(&self, numbers: &[u64], cells: &[Cells], part: &mut Part) -> Result<(), DataError> {
+    fn check_rows(&self, numbers: &[u64], cells: &[PartialCells], part: &mut Part) -> Result<(), DataError> {
+        let broken = broken_rows(cells);
+        part.bad.extend(broken.iter().map(|(row, reason)| unreadable(numbers[*row], None, reason)));
         for (at, cells) in cells.iter().enumerate() {
-            part.summaries[at].push(cells)?;
-            self.check_column(at, numbers, cells, part)?;
-            if self.columns[at].unique {
-                let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
-                part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
+            part.summaries[at].push_partial(cells)?;
+            for Gap { row, fault } in &cells.gaps {
+                match fault {
+                    Some(_) if broken.binary_search_by_key(row, |(row, _)| *row).is_ok() => {}
+                    Some(reason) => part.bad.push(unreadable(numbers[*row], Some(at), reason)),
+                    None if self.columns[at].required => part.bad.push(missing(numbers[*row], at)),
+                    None => {}
+                }
             }
+            if cells.gaps.is_empty() {
+                self.check_column(at, numbers, &cells.cells, part)?;
+                continue;
+            }
+            let there = numbers.iter().enumerate().filter(|(row, _)| cells.gap(*row).is_none());
+            let there: Vec<u64> = there.map(|(_, number)| *number).collect();
+            self.check_column(at, &there, &cells.present(), part)?;
         }
-        let hash = |row: usize| row_hash(cells, &self.identity, row);
-        part.hashes.extend(numbers.iter().enumerate().map(|(row, number)| (*number, hash(row))));
+        let is_broken = |row: usize| cells.iter().any(|c| c.gap(row).is_some_and(|gap| gap.fault.is_some()));
+        let rows = numbers.iter().enumerate().filter(|(row, _)| !is_broken(*row));
+        part.hashes.extend(rows.map(|(row, number)| (*number, row_hash(cells, &self.identity, row))));
         Ok(())
     }
 
     fn check_column(&self, at: usize, numbers: &[u64], cells: &Cells, part: &mut Part) -> Result<(), DataError> {
         let rules = &self.columns[at];
         let breach = |row: &u64, (rule, reason): Broken| Breach { row: *row, column: Some(at), rule, reason };
+        if rules.unique {
+            let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
+            part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
+        }
         match cells {
             Cells::Bytes(cells) => {
                 let mut workspace = Workspace::default();
                 for (number, cell) in numbers.iter().zip(cells) {
                     if cell.is_empty() {
-                        let broken: Option<Broken> = match self.pictures[at] && rules.missing_max.is_none() {
-                            _ if rules.required => Some(("missing", "is missing".into())),
-                            true => Some(("picture", "is empty".into())),
-                            false => None,
-                        };
-                        part.bad.extend(broken.map(|broken| breach(number, broken)));
+                        if rules.required {
+                            part.bad.push(missing(*number, at));
+                        } else if self.pictures[at] && rules.missing_max.is_none() {
+                            part.bad.push(breach(number, ("picture", "is empty".into())));
+                        }
                         continue;
                     }
                     part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
@@ -278,14 +291,30 @@ impl Checker {
     }
 }
 
-/// Whether most of some rows, spread over a shard, are pictures. Those that cannot be read say nothing.
+fn missing(row: u64, column: usize) -> Breach {
+    Breach { row, column: Some(column), rule: "missing", reason: "is missing".into() }
+}
+
+fn unreadable(row: u64, column: Option<usize>, reason: &str) -> Breach {
+    Breach { row, column, rule: "unreadable", reason: format!("cannot be read: {reason}") }
+}
+
+/// The rows of which several columns cannot be read, all for the same reason: a fault of the row and of no column.
+fn broken_rows(cells: &[PartialCells]) -> Vec<(usize, String)> {
+    let [first, others @ ..] = cells else { return Vec::new() };
+    let same = |gap: &&Gap| others.iter().all(|cells| cells.gap(gap.row).is_some_and(|other| other.fault == gap.fault));
+    let rows = first.gaps.iter().filter(|_| !others.is_empty()).filter(same);
+    rows.filter_map(|gap| Some((gap.row, gap.fault.clone()?))).collect()
+}
+
+/// Whether most of some cells, spread over a shard, are pictures. Those that cannot be read say nothing.
 fn holds_pictures(reader: &dyn ShardReader, column: usize) -> Result<bool, DataError> {
     const ROWS: u64 = 16;
     let mut workspace = Workspace::default();
     let (mut pictures, mut others) = (0, 0);
     for row in (0..reader.rows()).step_by(reader.rows().div_ceil(ROWS).max(1) as usize) {
-        match reader.read(&[column], &[row]) {
-            Ok(cells) => match cells.first().and_then(|cells| cell_bytes(cells, 0)) {
+        match reader.read_partial(&[column], &[row]) {
+            Ok(cells) => match cells.first().and_then(|cells| cell_bytes(&cells.cells, 0)) {
                 Some(cell) if !cell.is_empty() => match Picture::decode_grey(cell, &mut workspace) {
                     Ok(picture) => {
                         pictures += 1;
@@ -352,12 +381,13 @@ fn cell_bytes(cells: &Cells, row: usize) -> Option<&[u8]> {
     }
 }
 
-/// The hash of some columns of a row: each cell's length, then its bytes.
-fn row_hash(cells: &[Cells], columns: &[usize], row: usize) -> u128 {
+/// The hash of some columns of a row: each cell's length, then its bytes. What is missing has a length that no cell has.
+fn row_hash(cells: &[PartialCells], columns: &[usize], row: usize) -> u128 {
     let mut bytes = Vec::new();
     for at in columns {
-        let cell = cell_bytes(&cells[*at], row).unwrap_or(&[]);
-        bytes.extend_from_slice(&(cell.len() as u64).to_le_bytes());
+        let cell = cell_bytes(&cells[*at].cells, row).unwrap_or(&[]);
+        let length = if cells[*at].gap(row).is_some() { u64::MAX } else { cell.len() as u64 };
+        bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(cell);
     }
     xxh3_128(&bytes)

@@ -92,7 +92,7 @@ pub struct ColumnRules {
     /// Its kind: `bytes`, `text`, an element type with or without a shape (`f32`, `f32[28, 28]`), or `list of i64`.
     #[serde(default)]
     pub kind: Option<String>,
-    /// Whether no cell may be missing: empty, or all NaN.
+    /// Whether no cell may be missing: null, empty, or all NaN.
     #[serde(default)]
     pub required: bool,
     /// The largest share of missing cells; the job fails beyond it.

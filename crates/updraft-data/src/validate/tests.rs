@@ -251,3 +251,11 @@ fn damaged_and_empty_pictures_are_found_wherever_they_are() {
     let found = validated(&shards, "[columns.image]\nmissing_max = 0.1", &[]);
     assert_eq!(places(&found, "picture"), ["a, row 0", "a, row 20"]);
 }
+
+#[test]
+fn the_classes_of_a_label_of_any_name_are_counted() {
+    let shards = [numbers("a", (0..2000).map(|row| row % 1000))];
+    let found = validated(&shards, "label = \"id\"\n[limits]\nbalance = 1.0", &[]);
+    assert!(found.checks.iter().all(Check::passes), "{:?}", found.checks);
+    assert_eq!(found.balance.map(|classes| classes.len()), Some(1000));
+}

@@ -8,7 +8,7 @@ use updraft_base::Digest;
 use updraft_data::shards::Shards;
 use updraft_data::statistics::ColumnStatistics;
 use updraft_data::validate::{Check, Rules, ValidateOptions, Validation, earlier_quarantine, quarantine, validate};
-use updraft_data::{ShardFormat, ShardReader};
+use updraft_data::{DataError, ShardFormat, ShardReader};
 
 use super::inspect::{card, column_json};
 use super::{label_of, malformed, parse_bytes, read_text, summarized};
@@ -72,13 +72,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         output::check_writable(path)?;
     }
     let access = context.access();
-    let shards = Shards::open(&args.url, None, args.memory, &access)?;
+    let shards = Shards::open(&args.url, None, args.memory, &access).map_err(failure)?;
     let quarantine_target = args.quarantine.as_ref().map(|url| context.objects(url)).transpose()?;
     let earlier = quarantine_target.as_ref().map(earlier_quarantine).transpose()?.unwrap_or_default();
     let before = args.against.as_ref().map(|against| statistics_before(args, against, context)).transpose()?;
     let mut apart: Vec<Vec<Arc<dyn ShardReader>>> = Vec::new();
     for url in &args.apart_from {
-        apart.push(Shards::open(url, None, args.memory, &access)?.readers);
+        apart.push(Shards::open(url, None, args.memory, &access).map_err(failure)?.readers);
     }
     let options = ValidateOptions {
         threads: context.threads,
@@ -88,7 +88,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         apart: &apart,
     };
     let task = context.progress.task("validate", shards.readers.iter().map(|r| r.rows()).sum(), "rows");
-    let mut validation = validate(&shards.readers, &rules, &options, |done| task.at(done, String::new))?;
+    let mut validation =
+        validate(&shards.readers, &rules, &options, |done| task.at(done, String::new)).map_err(failure)?;
     task.finish();
     validation.checks.extend(changed_shards(&shards, context)?);
     let card = card(&args.url, &shards, context);
@@ -160,6 +161,13 @@ fn changed_shards(shards: &Shards, context: &Context) -> Result<Option<Check>, F
     let note = changed.first().map_or_else(|| "bytes held against their digests".to_owned(), ToString::to_string);
     let (name, value) = ("changed shards".to_owned(), changed.len() as f64);
     Ok(Some(Check { name, column: None, value, limit: Some(0.0), is_least: false, note }))
+}
+
+/// A failure that names the setting where memory was too little: that says nothing about the data.
+fn failure(error: DataError) -> Failure {
+    let is_memory = matches!(error, DataError::Memory { .. });
+    let failure = Failure::from(error);
+    if is_memory { failure.hint("here `memory_bytes` is set by `--memory`") } else { failure }
 }
 
 /// Statistics of an earlier version, from its manifest or by reading it.
