@@ -342,6 +342,30 @@ fn folders_give_classes_in_alphabetical_order_and_name_their_files() {
 }
 
 #[test]
+fn labels_and_order_of_a_folder_are_those_of_its_url() {
+    let grey = std::fs::read(fixture("deep.png")).unwrap();
+    let other = std::fs::read(fixture("colour.jpg")).unwrap();
+    // All of these come before `/`, so sorted as keys the folders would come the other way round.
+    let dir = folder(&[
+        ("cat", "1.png", &grey),
+        ("cat", "1-b.png", &other),
+        ("cat-big", "2.png", &grey),
+        ("cat+dog", "3.png", &grey),
+        ("cat.old", "4.png", &grey),
+    ]);
+    let open = |recipe: String| Dataset::open(&toml::from_str(&recipe).unwrap(), Path::new("/")).unwrap();
+    let label = "[[tensors]]\nname = \"label\"";
+    let expected = ["cat", "cat+dog", "cat-big", "cat.old"].map(str::to_owned).to_vec();
+    let local = open(format!("path = {:?}\n{label}", dir.path()));
+    let pattern = open(format!("path = \"{}/*/*\"\nformat = \"folder\"\n{label}", dir.path().display()));
+    for dataset in [&local, &pattern] {
+        assert_eq!(dataset.facts().classes.as_ref(), Some(&expected));
+    }
+    let names = |dataset: &Dataset| (0..5).map(|row| dataset.sample_name(row)).collect::<Vec<_>>();
+    assert_eq!(names(&local), names(&pattern));
+}
+
+#[test]
 fn impossible_recipes_are_refused_before_any_batch() {
     let path = fixture("types.parquet");
     let picture = |steps: &str| one("picture.bytes", &format!("{{ decode = \"grey\" }}, {steps}"));
