@@ -259,6 +259,49 @@ fn a_changed_byte_of_a_record_is_found_by_its_checksum() {
 }
 
 #[test]
+fn what_follows_the_end_of_an_archive_is_refused_and_never_lost() {
+    let rows = rows(ShardFormat::Tar, &[0, 2], 40, 3);
+    let (archive, _) = write(ShardFormat::Tar, &rows, &WriteOptions::default());
+    let padded = Bytes::from([&archive[..], &[0; 10 << 10]].concat());
+    let options = ReadOptions::default();
+    assert_eq!(read(padded, ShardFormat::Tar, "s.tar", &options).unwrap().len(), 40);
+
+    let mut zeroed = archive.to_vec();
+    zeroed[8192..8192 + 4096].fill(0);
+    let joined = [&archive[..], &archive[..]].concat();
+    for (bytes, end) in [(zeroed, 8192), (joined, archive.len() - 1024)] {
+        let error = read(bytes.into(), ShardFormat::Tar, "s.tar", &options).unwrap_err().to_string();
+        assert!(error.contains("one/s.tar") && error.contains("more follows"), "{error}");
+        assert!(error.contains(&format!("zeros at byte {end} end the archive")), "{error}");
+    }
+}
+
+/// A file of an archive: its header, its bytes and what fills its last record.
+fn member(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = kind;
+    header[257..263].copy_from_slice(b"ustar\0");
+    let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = [&header[..], content].concat();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn files_stored_without_their_holes_are_refused_by_the_key_that_says_so() {
+    for kind in [b'x', b'g'] {
+        let pax = member("pax", kind, b"22 GNU.sparse.major=1\n");
+        let archive = [pax, member("a.bin", b'0', b"1\n0\n"), vec![0; 1024]].concat();
+        let error = read(archive.into(), ShardFormat::Tar, "s.tar", &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("one/s.tar: byte 0") && error.contains("`GNU.sparse.major`"), "{error}");
+    }
+}
+
+#[test]
 fn what_decompresses_past_the_bound_is_refused() {
     let zeros = vec![0u8; 8 << 20];
     let bomb = Bytes::from(zstd::bulk::compress(&zeros, 3).unwrap());
