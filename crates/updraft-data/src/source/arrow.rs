@@ -28,6 +28,15 @@ const METADATA_BYTES_MAX: u64 = 64 << 20;
 /// Fields nest this deep at most.
 const DEPTH_MAX: usize = 32;
 
+/// Fields of a schema with all that nest in them, at most.
+const FIELDS_MAX: usize = 1 << 16;
+
+/// Rows of a batch in which a column has no bytes, at most: nothing but the claim says that they are there.
+const WIDTHLESS_ROWS_MAX: u64 = 1 << 20;
+
+/// Bytes of the number of a row, by which rows are asked for.
+const ROW_NUMBER_BYTES: u64 = size_of::<u64>() as u64;
+
 /// One file or stream.
 pub(crate) struct Arrow {
     content: Content,
@@ -72,6 +81,21 @@ enum Layout {
 }
 
 impl Layout {
+    fn nodes(&self) -> usize {
+        match self {
+            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Binary { .. } => 1,
+            Layout::FixedList(..) | Layout::List { .. } => 2,
+        }
+    }
+
+    fn buffers(&self) -> usize {
+        match self {
+            Layout::Number(_) | Layout::FixedBinary(_) => 2,
+            Layout::Binary { .. } | Layout::FixedList(..) => 3,
+            Layout::List { .. } => 4,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Layout::Number(dtype) => Kind::scalar(*dtype),
@@ -88,15 +112,15 @@ type FieldLayout = (Result<Layout, String>, Option<(usize, usize)>);
 
 /// What a field holds, and how many nodes and buffers it and its children take. `None` for the counts where only a batch
 /// tells, so that no field behind it can be found.
-fn field_layout(field: Table<'_>, depth: usize) -> Result<FieldLayout, String> {
+fn field_layout(field: Table<'_>, depth: usize, left: &mut usize) -> Result<FieldLayout, String> {
     if depth > DEPTH_MAX {
         return Err("its fields nest too deeply".into());
     }
-    let children = field.tables(5)?;
+    let children = field.tables(5, left)?;
     let mut below = Some((0usize, 0usize));
     let mut inner = Vec::new();
     for child in &children {
-        let (layout, counts) = field_layout(*child, depth + 1)?;
+        let (layout, counts) = field_layout(*child, depth + 1, left)?;
         below = below.zip(counts).map(|((n, b), (nodes, buffers))| (n + nodes, b + buffers));
         inner.push(layout);
     }
@@ -166,10 +190,11 @@ fn fields_of(schema: Table<'_>) -> Result<Vec<Field>, String> {
     }
     let (mut node, mut buffer) = (0, 0);
     let mut lost = false;
+    let mut left = FIELDS_MAX;
     let mut fields = Vec::new();
-    for field in schema.tables(1)? {
+    for field in schema.tables(1, &mut left)? {
         let name = field.text(0)?.to_owned();
-        let (layout, counts) = field_layout(field, 0)?;
+        let (layout, counts) = field_layout(field, 0, &mut left)?;
         let layout = if lost { Err("lies behind a column that is not read".into()) } else { layout };
         fields.push(Field { name, layout, node, buffer });
         match counts {
@@ -256,9 +281,9 @@ impl Arrow {
         let fields = fields.ok_or_else(|| damaged("is not Arrow: it has no schema".into()))?;
         let mut starts = vec![0u64];
         let mut block_rows = Vec::new();
-        for batch in &batches {
-            let rows = batch.header().and_then(|h| h.i64(0)).map_err(damaged)?;
-            let rows = u64::try_from(rows).map_err(|_| damaged(format!("a batch of {rows} rows")))?;
+        for (at, batch) in batches.iter().enumerate() {
+            let rows = batch.rows(&fields, options.memory_bytes);
+            let rows = rows.map_err(|reason| damaged(format!("batch {at} {reason}")))?;
             let end = starts[starts.len() - 1].checked_add(rows);
             starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
             block_rows.push(rows);
@@ -313,12 +338,7 @@ impl Arrow {
             None => None,
             Some(compression) => Some(compression.u8(0)?),
         };
-        let (node_count, buffer_count) = match &layout {
-            Layout::Number(_) | Layout::FixedBinary(_) => (1, 2),
-            Layout::Binary { .. } => (1, 3),
-            Layout::FixedList(..) => (2, 3),
-            Layout::List { .. } => (2, 4),
-        };
+        let (node_count, buffer_count) = (layout.nodes(), layout.buffers());
         for node in 0..node_count {
             let nulls = i64_at(nodes, 2 * (field.node + node) + 1)?;
             if nulls != 0 {
@@ -347,6 +367,14 @@ impl Arrow {
         }
         // Claimed rows are believed when a buffer holds them.
         let rows = usize::try_from(rows).map_err(|_| "more rows than memory")?;
+        let cell_bytes = match parts.layout {
+            Layout::Binary { .. } | Layout::FixedBinary(_) => size_of::<Bytes>(),
+            Layout::List { .. } => size_of::<Tensor>(),
+            Layout::Number(_) | Layout::FixedList(..) => 0,
+        };
+        if rows.checked_mul(cell_bytes).is_none_or(|bytes| bytes as u64 > self.memory_bytes) {
+            return Err(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes));
+        }
         let elements = |buffer: &Bytes, count: usize, bytes: usize| {
             let needed = count.checked_mul(bytes).filter(|n| *n <= buffer.len());
             needed.map(|n| buffer.slice(..n)).ok_or_else(|| format!("{} bytes are not {count} values", buffer.len()))
@@ -406,7 +434,56 @@ struct Parts {
     ranges: Vec<std::ops::Range<u64>>,
 }
 
+impl Layout {
+    /// Bytes that rows take at least in their buffer of this number when it is not compressed; `None` for too many.
+    fn buffer_bytes(&self, number: usize, rows: u64) -> Option<u64> {
+        let each = |bytes: usize| rows.checked_mul(bytes as u64);
+        match (self, number) {
+            (Layout::Number(DType::Bool), 1) => Some(rows.div_ceil(8)),
+            (Layout::Number(dtype), 1) => each(dtype.size_in_memory()),
+            (Layout::FixedBinary(width), 1) => each(*width),
+            (Layout::FixedList(dtype, length), 2) => each(dtype.size_in_memory().checked_mul(*length)?),
+            // One offset more than rows, but none where there are no rows.
+            (Layout::Binary { offset_bytes, .. } | Layout::List { offset_bytes, .. }, 1) => each(*offset_bytes),
+            _ => Some(0),
+        }
+    }
+
+    /// Whether its rows have no bytes of their own.
+    fn is_widthless(&self) -> bool {
+        matches!(self, Layout::FixedBinary(0) | Layout::FixedList(_, 0))
+    }
+}
+
 impl Batch {
+    /// The rows that it claims, checked against what is there to hold them: whoever reads a batch reserves memory for
+    /// its rows.
+    fn rows(&self, fields: &[Field], memory_bytes: u64) -> Result<u64, String> {
+        let header = self.header()?;
+        let rows = header.i64(0)?;
+        let rows = u64::try_from(rows).map_err(|_| format!("claims {rows} rows"))?;
+        if rows.checked_mul(ROW_NUMBER_BYTES).is_none_or(|bytes| bytes > memory_bytes) {
+            return Err(format!("claims {rows} rows, which alone take more than memory_bytes = {memory_bytes}"));
+        }
+        let is_compressed = header.table(3)?.is_some();
+        let buffers = header.structs(2, 16)?;
+        for Field { name, layout, buffer, .. } in fields {
+            let Ok(layout) = layout else { continue };
+            if layout.is_widthless() && rows > WIDTHLESS_ROWS_MAX {
+                let most = WIDTHLESS_ROWS_MAX;
+                return Err(format!("claims {rows} rows of no bytes in column `{name}`; at most {most} are read"));
+            }
+            for number in (1..layout.buffers()).filter(|_| !is_compressed) {
+                let length = i64_at(buffers, 2 * (buffer + number) + 1)?;
+                let needed = layout.buffer_bytes(number, rows);
+                if needed.is_none_or(|needed| u64::try_from(length).is_ok_and(|length| length < needed)) {
+                    return Err(format!("claims {rows} rows, and a buffer of column `{name}` has {length} bytes"));
+                }
+            }
+        }
+        Ok(rows)
+    }
+
     fn header(&self) -> Result<Table<'_>, String> {
         Table::root(&self.metadata)?.table(2)?.ok_or_else(|| "a batch without a header".into())
     }

@@ -301,6 +301,42 @@ fn files_stored_without_their_holes_are_refused_by_the_key_that_says_so() {
     }
 }
 
+fn arrow(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow").join(name)).unwrap()
+}
+
+#[test]
+fn rows_that_a_batch_of_arrow_claims_and_does_not_hold_are_refused_when_it_is_opened() {
+    let options = ReadOptions::default();
+    for (name, words) in [
+        ("numbers.arrows", "a buffer of column `x` has 308 bytes"),
+        ("texts.arrows", "a buffer of column `x` has 312 bytes"),
+        ("widthless.arrows", "of no bytes in column `x`"),
+        ("lists.arrows", "of no bytes in column `x`"),
+    ] {
+        let bytes = arrow(name);
+        assert_eq!(read(bytes.clone().into(), ShardFormat::Arrow, name, &options).unwrap().len(), 77, "{name}");
+        for claimed in [1u64 << 60, 1 << 31, 1 << 25] {
+            let mut bytes = bytes.clone();
+            for word in bytes.chunks_exact_mut(8).filter(|word| **word == 77u64.to_le_bytes()) {
+                word.copy_from_slice(&claimed.to_le_bytes());
+            }
+            let objects: Arc<dyn ReadObjects> = Arc::new(One(bytes.into()));
+            let error = open_shard(&objects, name, ShardFormat::Arrow, &options).err().unwrap().to_string();
+            let words = if claimed == 1 << 25 { words } else { "more than memory_bytes = 1073741824" };
+            assert!(error.contains(&format!("one/{name}: batch 0 claims {claimed} rows")), "{error}");
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
+
+#[test]
+fn fields_of_arrow_that_share_their_children_are_counted_each_time() {
+    let bytes = arrow("shared.arrows");
+    let error = read(bytes.into(), ShardFormat::Arrow, "s.arrows", &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("one/s.arrows") && error.contains("too many fields"), "{error}");
+}
+
 #[test]
 fn what_decompresses_past_the_bound_is_refused() {
     let zeros = vec![0u8; 8 << 20];
