@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use updraft_data::{DataError, Dataset, DatasetConfig, Loader, LoaderOptions, read_npy, read_npz, write_npz};
+use updraft_data::shards::Shards;
+use updraft_data::{Access, DataError, Dataset, DatasetConfig, Loader, LoaderOptions, read_npy, read_npz, write_npz};
 use updraft_graph::{DType, Tensor};
 
 const MEMORY_BYTES: u64 = 1 << 20;
@@ -363,6 +364,18 @@ fn labels_and_order_of_a_folder_are_those_of_its_url() {
     }
     let names = |dataset: &Dataset| (0..5).map(|row| dataset.sample_name(row)).collect::<Vec<_>>();
     assert_eq!(names(&local), names(&pattern));
+}
+
+#[test]
+fn a_picture_larger_than_memory_is_refused_unread() {
+    let grey = std::fs::read(fixture("deep.png")).unwrap();
+    let dir = folder(&[("a", "1.png", &grey), ("a", "huge.jpg", b"")]);
+    // A file of nothing but a hole, larger than what a test could read.
+    std::fs::File::options().write(true).open(dir.path().join("a/huge.jpg")).unwrap().set_len(1 << 40).unwrap();
+    let words = ["huge.jpg", "1.00 TiB", "more than memory_bytes"];
+    refused(dir.path(), "memory_bytes = 67108864", &words);
+    let error = Shards::open(dir.path().to_str().unwrap(), None, 64 << 20, &Access::default()).err().unwrap();
+    assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(crate) fn open(
 ) -> Result<Opened, DataError> {
     let format = config.format.as_ref().and_then(Format::shard_format);
     if format == Some(ShardFormat::Folder) {
-        return folder::open_listed(&place, wanted, access);
+        return folder::open_listed(&place, wanted, config.memory_bytes, access);
     }
     let request_bytes = place.request_bytes();
     let Resolved { place, objects, schema, shards, digest, .. } = resolve(place, format, config.memory_bytes, access)?;
