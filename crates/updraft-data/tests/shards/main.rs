@@ -259,6 +259,29 @@ fn a_changed_byte_of_a_record_is_found_by_its_checksum() {
 }
 
 #[test]
+fn a_damaged_record_says_nothing_of_the_columns_and_is_named_when_it_is_read() {
+    let rows = rows(ShardFormat::TfRecord, &[0, 2, 33], 6, 1);
+    let (bytes, _) = write(ShardFormat::TfRecord, &rows, &WriteOptions::default());
+    let options = ReadOptions::default();
+    let whole = read(bytes.clone(), ShardFormat::TfRecord, "s.tfrecord", &options).unwrap();
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    for at in 12..12 + length {
+        let mut changed = bytes.to_vec();
+        changed[at] ^= 0x80;
+        let objects: Arc<dyn ReadObjects> = Arc::new(One(changed.into()));
+        let reader = open_shard(&objects, "s.tfrecord", ShardFormat::TfRecord, &options).unwrap();
+        assert_eq!(reader.schema(), &whole.schema, "byte {at}");
+        assert_eq!(reader.read(&[0, 1, 2], &[1, 2, 3, 4, 5]).unwrap(), whole.slice(1..6).columns);
+        let error = reader.read(&[0], &[0]).unwrap_err().to_string();
+        assert!(error.contains("one/s.tfrecord record 0 (byte 0)") && error.contains("checksum"), "{error}");
+    }
+    let mut first = bytes[..12 + length + 4].to_vec();
+    first[20] ^= 1;
+    let error = read(first.into(), ShardFormat::TfRecord, "s.tfrecord", &options).unwrap_err().to_string();
+    assert!(error.contains("one/s.tfrecord: byte 0") && error.contains("checksum"), "{error}");
+}
+
+#[test]
 fn what_follows_the_end_of_an_archive_is_refused_and_never_lost() {
     let rows = rows(ShardFormat::Tar, &[0, 2], 40, 3);
     let (archive, _) = write(ShardFormat::Tar, &rows, &WriteOptions::default());
