@@ -2,8 +2,10 @@
 //!
 //! A file is a stream of messages between two magic numbers with a footer that lists them; `format/Message.fbs`,
 //! `Schema.fbs` and `File.fbs` of apache/arrow define both. A batch is a block. Read are numbers, booleans, text, bytes, and
-//! lists of numbers, whose buffers may be compressed; other columns are errors for those who want them.
+//! lists of numbers, whose buffers may be compressed, and codes that stand for values of a dictionary; other columns are
+//! errors for those who want them.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -45,6 +47,9 @@ pub(crate) struct Arrow {
     batches: Vec<Batch>,
     block_rows: Vec<u64>,
     starts: Vec<u64>,
+    /// The values that codes stand for, by the number of the dictionary: one column, and a batch for each time that the
+    /// dictionary was written.
+    dictionaries: BTreeMap<i64, Arrow>,
     memory_bytes: u64,
 }
 
@@ -53,6 +58,10 @@ struct Batch {
     metadata: Bytes,
     body: u64,
     body_bytes: u64,
+    /// Whether it holds the values of a dictionary.
+    is_dictionary: bool,
+    /// Which batch of each dictionary its codes mean: a later one takes the place of those before.
+    dictionaries: BTreeMap<i64, usize>,
 }
 
 /// A column: its type, and where its nodes and buffers are in each batch.
@@ -78,19 +87,25 @@ enum Layout {
         dtype: DType,
         offset_bytes: usize,
     },
+    /// Places among the values of a dictionary.
+    Coded {
+        dictionary: i64,
+        codes: DType,
+        values: Box<Layout>,
+    },
 }
 
 impl Layout {
     fn nodes(&self) -> usize {
         match self {
-            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Binary { .. } => 1,
+            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Binary { .. } | Layout::Coded { .. } => 1,
             Layout::FixedList(..) | Layout::List { .. } => 2,
         }
     }
 
     fn buffers(&self) -> usize {
         match self {
-            Layout::Number(_) | Layout::FixedBinary(_) => 2,
+            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Coded { .. } => 2,
             Layout::Binary { .. } | Layout::FixedList(..) => 3,
             Layout::List { .. } => 4,
         }
@@ -103,6 +118,7 @@ impl Layout {
             Layout::Binary { text: false, .. } | Layout::FixedBinary(_) => Kind::Bytes,
             Layout::FixedList(dtype, length) => Kind::Number { dtype: *dtype, shape: vec![*length] },
             Layout::List { dtype, .. } => Kind::List { dtype: *dtype },
+            Layout::Coded { values, .. } => values.kind(),
         }
     }
 }
@@ -133,26 +149,11 @@ fn field_layout(field: Table<'_>, depth: usize, left: &mut usize) -> Result<Fiel
     let parameters = field.table(3)?;
     let parameter = |number: usize| parameters.map_or(Ok(0), |t| t.i32(number));
     let size = |number: usize| usize::try_from(parameter(number)?).map_err(|_| "a size below zero".to_owned());
-    if field.table(4)?.is_some() {
-        // The codes of a dictionary have the buffers of numbers.
-        return Ok((Err("holds codes of a dictionary; write it without".into()), Some((1, 2))));
-    }
-    Ok(match kind {
+    let plain: FieldLayout = match kind {
         1 => (Err("holds nothing but nulls".into()), Some((1, 0))),
         2 => {
             let signed = parameters.map_or(Ok(0), |t| t.u8(1))? != 0;
-            let dtype = match (parameter(0)?, signed) {
-                (8, true) => DType::I8,
-                (16, true) => DType::I16,
-                (32, true) => DType::I32,
-                (64, true) => DType::I64,
-                (8, false) => DType::U8,
-                (16, false) => DType::U16,
-                (32, false) => DType::U32,
-                (64, false) => DType::U64,
-                (bits, _) => return Err(format!("integers of {bits} bits")),
-            };
-            (Ok(Layout::Number(dtype)), Some((1, 2)))
+            (Ok(Layout::Number(integer(parameter(0)?, signed)?)), Some((1, 2)))
         }
         3 => {
             let dtype = match parameters.map_or(Ok(0), |t| t.i16(0))? {
@@ -181,6 +182,35 @@ fn field_layout(field: Table<'_>, depth: usize, left: &mut usize) -> Result<Fiel
         22 => (Err("holds run lengths".into()), with(1, 0)),
         14 | 23.. => (Err(format!("is of Arrow's type {kind}, which is not read")), None),
         0 => return Err("a field without a type".into()),
+    };
+    let Some(encoding) = field.table(4)? else { return Ok(plain) };
+    let codes = match encoding.table(1)? {
+        None => DType::I32,
+        Some(codes) => integer(codes.i32(0)?, codes.u8(1)? != 0)?,
+    };
+    let dictionary = encoding.i64(0)?;
+    let layout = match plain.0 {
+        Ok(values @ (Layout::Number(_) | Layout::Binary { .. } | Layout::FixedBinary(_))) => {
+            Ok(Layout::Coded { dictionary, codes, values: Box::new(values) })
+        }
+        Ok(_) => Err("holds codes of a dictionary of lists".into()),
+        Err(reason) => Err(reason),
+    };
+    // In a batch the codes have the buffers of numbers, whatever they stand for.
+    Ok((layout, Some((1, 2))))
+}
+
+fn integer(bits: i32, is_signed: bool) -> Result<DType, String> {
+    Ok(match (bits, is_signed) {
+        (8, true) => DType::I8,
+        (16, true) => DType::I16,
+        (32, true) => DType::I32,
+        (64, true) => DType::I64,
+        (8, false) => DType::U8,
+        (16, false) => DType::U16,
+        (32, false) => DType::U32,
+        (64, false) => DType::U64,
+        (bits, _) => return Err(format!("integers of {bits} bits")),
     })
 }
 
@@ -261,32 +291,58 @@ impl Arrow {
         let mut at = start;
         let mut fields = None;
         let mut batches = Vec::new();
+        let mut written: BTreeMap<i64, Vec<Batch>> = BTreeMap::new();
         while let Some(found) = message(&content, at, end)? {
             let broken = |reason: String| content.input.error_at(at, reason);
             let header = Table::root(&found.metadata).and_then(|m| m.table(2)).map_err(broken)?;
             let header = header.ok_or_else(|| broken("a message without a header".into()))?;
+            let batch = |is_dictionary: bool, dictionaries| Batch {
+                metadata: found.metadata.clone(),
+                body: found.body,
+                body_bytes: found.body_bytes,
+                is_dictionary,
+                dictionaries,
+            };
             match (found.kind, &fields) {
                 (1, None) => fields = Some(fields_of(header).map_err(broken)?),
-                (3, Some(_)) => batches.push(Batch {
-                    metadata: found.metadata.clone(),
-                    body: found.body,
-                    body_bytes: found.body_bytes,
-                }),
-                // Columns of codes are refused, so dictionaries are not needed.
-                (2, Some(_)) => {}
+                (3, Some(_)) => {
+                    let newest = written.iter().map(|(id, batches)| (*id, batches.len() - 1)).collect();
+                    batches.push(batch(false, newest));
+                }
+                (2, Some(_)) if header.u8(2).map_err(broken)? != 0 => {
+                    return Err(broken("adds to a dictionary, which is not read; write dictionaries whole".into()));
+                }
+                (2, Some(_)) => {
+                    let id = header.i64(0).map_err(broken)?;
+                    written.entry(id).or_default().push(batch(true, BTreeMap::new()));
+                }
                 (kind, _) => return Err(broken(format!("a message of kind {kind} that does not belong here"))),
             }
             at = found.body + found.body_bytes;
         }
         let fields = fields.ok_or_else(|| damaged("is not Arrow: it has no schema".into()))?;
-        let mut starts = vec![0u64];
-        let mut block_rows = Vec::new();
-        for (at, batch) in batches.iter().enumerate() {
-            let rows = batch.rows(&fields, options.memory_bytes);
-            let rows = rows.map_err(|reason| damaged(format!("batch {at} {reason}")))?;
-            let end = starts[starts.len() - 1].checked_add(rows);
-            starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
-            block_rows.push(rows);
+        let memory_bytes = options.memory_bytes;
+        let (block_rows, starts) = row_counts(&batches, &fields, memory_bytes).map_err(damaged)?;
+        let mut dictionaries = BTreeMap::new();
+        for Field { name, layout, .. } in &fields {
+            let Ok(Layout::Coded { dictionary, values, .. }) = layout else { continue };
+            let Some(batches) = written.remove(dictionary) else { continue };
+            let columns = vec![Field { name: name.clone(), layout: Ok((**values).clone()), node: 0, buffer: 0 }];
+            let (block_rows, starts) = row_counts(&batches, &columns, memory_bytes)
+                .map_err(|reason| damaged(format!("dictionary {dictionary}: {reason}")))?;
+            let schema = Arc::new(Schema { columns: vec![Column { name: name.clone(), kind: values.kind() }] });
+            let content = content.clone();
+            let values = Arrow {
+                content,
+                schema,
+                columns,
+                batches,
+                block_rows,
+                starts,
+                dictionaries: BTreeMap::new(),
+                memory_bytes,
+            };
+            dictionaries.insert(*dictionary, values);
         }
         let kind = |field: &Field| field.layout.as_ref().map_or(Kind::Bytes, Layout::kind);
         let column = |field: &Field| Column { name: field.name.clone(), kind: kind(field) };
@@ -301,8 +357,29 @@ impl Arrow {
                 (wanted.clone(), wanted.columns.iter().filter_map(field).collect())
             }
         };
-        let memory_bytes = options.memory_bytes;
-        Ok(Arrow { content, schema, columns, batches, block_rows, starts, memory_bytes })
+        Ok(Arrow { content, schema, columns, batches, block_rows, starts, dictionaries, memory_bytes })
+    }
+
+    /// The values that the codes of a column of a batch stand for.
+    fn values(&self, batch: usize, dictionary: i64, codes: Cells, kind: &Kind) -> Result<Cells, DataError> {
+        let refused =
+            |reason: String| self.content.input.error(format!("batch {batch}, dictionary {dictionary}: {reason}"));
+        let written = self.dictionaries.get(&dictionary).zip(self.batches[batch].dictionaries.get(&dictionary));
+        let (values, newest) = written.ok_or_else(|| refused("no values of it come before the codes".into()))?;
+        let rows = codes.len();
+        if rows.saturating_mul(size_of::<Bytes>()) as u64 > self.memory_bytes {
+            return Err(refused(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes)));
+        }
+        let codes = match codes {
+            Cells::Numbers(codes) => codes.to_i64().map_err(|e| refused(e.to_string()))?,
+            _ => Vec::new(),
+        };
+        let values = values.decode(*newest, &[0])?.pop().filter(|values| values.fits(kind));
+        let values = values.ok_or_else(|| refused(format!("its values are not {kind}")))?;
+        let place = |code: &i64| usize::try_from(*code).ok().filter(|place| *place < values.len());
+        let places: Option<Vec<usize>> = codes.iter().map(place).collect();
+        let places = places.ok_or_else(|| refused(format!("a code is none of its {} values", values.len())))?;
+        Ok(values.gather(places.into_iter()))
     }
 
     fn decode(&self, batch: usize, columns: &[usize]) -> Result<Vec<Cells>, DataError> {
@@ -321,8 +398,13 @@ impl Arrow {
         let mut out = Vec::with_capacity(columns.len());
         for (column, parts) in columns.iter().zip(wanted) {
             let buffers: Vec<Bytes> = fetched.by_ref().take(parts.ranges.len()).collect();
-            let cells = self.cells(batch, *column, &parts, buffers);
-            out.push(cells.map_err(|reason| wrong(*column, reason))?);
+            let cells = self.cells(batch, *column, &parts, buffers).map_err(|reason| wrong(*column, reason))?;
+            out.push(match &self.columns[*column].layout {
+                Ok(Layout::Coded { dictionary, .. }) => {
+                    self.values(batch, *dictionary, cells, &self.schema.columns[*column].kind)?
+                }
+                _ => cells,
+            });
         }
         Ok(out)
     }
@@ -330,7 +412,10 @@ impl Arrow {
     /// The nodes and buffers of a column in a batch.
     fn parts(&self, batch: usize, column: usize) -> Result<Parts, String> {
         let field = self.columns.get(column).ok_or("is not there")?;
-        let layout = field.layout.clone()?;
+        let layout = match field.layout.clone()? {
+            Layout::Coded { codes, .. } => Layout::Number(codes),
+            layout => layout,
+        };
         let batch = &self.batches[batch];
         let header = batch.header()?;
         let (nodes, buffers) = (header.structs(1, 16)?, header.structs(2, 16)?);
@@ -370,7 +455,7 @@ impl Arrow {
         let cell_bytes = match parts.layout {
             Layout::Binary { .. } | Layout::FixedBinary(_) => size_of::<Bytes>(),
             Layout::List { .. } => size_of::<Tensor>(),
-            Layout::Number(_) | Layout::FixedList(..) => 0,
+            Layout::Number(_) | Layout::FixedList(..) | Layout::Coded { .. } => 0,
         };
         if rows.checked_mul(cell_bytes).is_none_or(|bytes| bytes as u64 > self.memory_bytes) {
             return Err(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes));
@@ -440,7 +525,7 @@ impl Layout {
         let each = |bytes: usize| rows.checked_mul(bytes as u64);
         match (self, number) {
             (Layout::Number(DType::Bool), 1) => Some(rows.div_ceil(8)),
-            (Layout::Number(dtype), 1) => each(dtype.size_in_memory()),
+            (Layout::Number(dtype) | Layout::Coded { codes: dtype, .. }, 1) => each(dtype.size_in_memory()),
             (Layout::FixedBinary(width), 1) => each(*width),
             (Layout::FixedList(dtype, length), 2) => each(dtype.size_in_memory().checked_mul(*length)?),
             // One offset more than rows, but none where there are no rows.
@@ -485,8 +570,22 @@ impl Batch {
     }
 
     fn header(&self) -> Result<Table<'_>, String> {
-        Table::root(&self.metadata)?.table(2)?.ok_or_else(|| "a batch without a header".into())
+        let header = Table::root(&self.metadata)?.table(2)?;
+        let header = if self.is_dictionary { header.map_or(Ok(None), |h| h.table(1))? } else { header };
+        header.ok_or_else(|| "a batch without a header".into())
     }
+}
+
+/// The rows of each batch, and the first of each with the end of the last.
+fn row_counts(batches: &[Batch], fields: &[Field], memory_bytes: u64) -> Result<(Vec<u64>, Vec<u64>), String> {
+    let mut block_rows = Vec::with_capacity(batches.len());
+    let mut starts = vec![0u64];
+    for (at, batch) in batches.iter().enumerate() {
+        let rows = batch.rows(fields, memory_bytes).map_err(|reason| format!("batch {at} {reason}"))?;
+        starts.push(starts[at].checked_add(rows).ok_or("claims more than 2^64 rows")?);
+        block_rows.push(rows);
+    }
+    Ok((block_rows, starts))
 }
 
 /// Offsets of rows, checked to rise and to end within `limit` elements.

@@ -354,6 +354,34 @@ fn rows_that_a_batch_of_arrow_claims_and_does_not_hold_are_refused_when_it_is_op
 }
 
 #[test]
+fn codes_of_arrow_are_read_as_what_their_dictionaries_say() {
+    let options = ReadOptions::default();
+    let words =
+        |words: &[&str]| Cells::Bytes(words.iter().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect());
+    let first = ["last", "a", "ü", "", "ü"];
+    // The second batch has its dictionary the other way round.
+    let both = ["last", "a", "ü", "", "ü", "a", "a", "ü"];
+    for (name, expected) in [("codes.arrows", &both[..]), ("codes_zstd.arrows", &both), ("codes.arrow", &first)] {
+        let rows = read(arrow(name).into(), ShardFormat::Arrow, name, &options).unwrap();
+        assert_eq!(rows.schema.columns.len(), 12);
+        for (column, cells) in rows.schema.columns.iter().zip(&rows.columns) {
+            let (kind, expected) = match column.name.as_str() {
+                "number" => {
+                    let numbers = &[3f32, 0.0, 1.0, 2.0, 1.0, 3.0, 3.0, 2.0][..expected.len()];
+                    (Kind::scalar(DType::F32), Cells::Numbers(Tensor::vector(numbers)))
+                }
+                "bytes" => (Kind::Bytes, words(expected)),
+                _ => (Kind::Text, words(expected)),
+            };
+            assert_eq!((&column.kind, cells), (&kind, &expected), "{name} {}", column.name);
+        }
+    }
+    let error = read(arrow("delta.arrows").into(), ShardFormat::Arrow, "s.arrows", &options).unwrap_err().to_string();
+    assert!(error.contains("one/s.arrows: byte ") && error.contains("adds to a dictionary"), "{error}");
+    check_damage(ShardFormat::Arrow, "s.arrows", arrow("codes_zstd.arrows").into(), 53);
+}
+
+#[test]
 fn fields_of_arrow_that_share_their_children_are_counted_each_time() {
     let bytes = arrow("shared.arrows");
     let error = read(bytes.into(), ShardFormat::Arrow, "s.arrows", &ReadOptions::default()).unwrap_err().to_string();
