@@ -73,7 +73,7 @@ impl Whole {
         let bytes: Bytes = self.content.read(0, None)?;
         let table = match self.format {
             ShardFormat::Csv => csv::table(&bytes, wanted),
-            ShardFormat::JsonLines => jsonl::table(&bytes, wanted),
+            ShardFormat::JsonLines => jsonl::table(&bytes, wanted, self.memory_bytes),
             ShardFormat::Npy => {
                 npy::parse(bytes.as_ref(), self.memory_bytes).and_then(|a| arrays(vec![("array".into(), a)]))
             }

@@ -324,6 +324,74 @@ fn files_stored_without_their_holes_are_refused_by_the_key_that_says_so() {
     }
 }
 
+fn jsonl(text: &str) -> Result<Rows, DataError> {
+    read(Bytes::from(text.to_owned()), ShardFormat::JsonLines, "s.jsonl", &ReadOptions::default())
+}
+
+#[test]
+fn whole_numbers_of_json_lines_are_exact_or_refused_by_line_and_column() {
+    let numbers = |tensor: Tensor| Cells::Numbers(tensor);
+    for (values, expected) in [
+        (["1", "-2", "3"], numbers(Tensor::vector(&[1i64, -2, 3]))),
+        (["1", "18446744073709551615", "18446744073709551614"], numbers(Tensor::vector(&[1, u64::MAX, u64::MAX - 1]))),
+        (["9007199254740992", "0.5", "7"], numbers(Tensor::vector(&[9007199254740992.0, 0.5, 7.0]))),
+        (["0.5", "18446744073709551616", "1e3"], numbers(Tensor::vector(&[0.5, 18446744073709551616.0, 1000.0]))),
+        (["[1, 2]", "[0.5, 3]", "[4, -5]"], numbers(Tensor::new(&[3, 2], &[1.0, 2.0, 0.5, 3.0, 4.0, -5.0]).unwrap())),
+        (
+            ["[[1], [2]]", " [ [3] ,[4]]", "[[5],[6]]"],
+            numbers(Tensor::new(&[3, 2, 1], &[1i64, 2, 3, 4, 5, 6]).unwrap()),
+        ),
+        (["true", "false", "true"], numbers(Tensor::from_bools(&[3], &[true, false, true]).unwrap())),
+        (
+            ["[1]", "[]", "[2, 2.5]"],
+            Cells::Lists(vec![Tensor::vector(&[1.0]), Tensor::vector::<f64>(&[]), Tensor::vector(&[2.0, 2.5])]),
+        ),
+    ] {
+        let text = values.map(|value| format!("{{\"a\": \"x\", \"b\\u0063\": {value} }}\n")).concat();
+        let rows = jsonl(&text).unwrap_or_else(|e| panic!("{values:?}: {e}"));
+        assert_eq!(rows.schema.names(), ["a", "bc"]);
+        assert_eq!(rows.columns[1], expected, "{values:?}");
+    }
+    for (values, line, words) in [
+        (["1", "9007199254740993", "0.5"], 2, "`9007199254740993` is not f64"),
+        (["0.5", "1", "9007199254740993"], 3, "`9007199254740993` is not f64"),
+        (["[1, 2]", "[3, 9007199254740993]", "[0.5, 1]"], 2, "not rounded to it"),
+        (["-1", "18446744073709551615", "1"], 2, "`18446744073709551615` is not i64"),
+        (["18446744073709551615", "1", "-1"], 3, "`-1` is not u64"),
+        (["1", "18446744073709551617", "1"], 2, "64 bits do not hold it"),
+        (["1", "1e999", "1"], 2, "no number that 64 bits hold"),
+        (["1", "true", "1"], 2, "`true` is not i64"),
+        (["1", "null", "1"], 2, "has no value"),
+        (["1", "\"x\"", "1"], 2, "is text, not i64"),
+        (["\"x\"", "{\"y\": [1]}", "\"x\""], 2, "holds an object"),
+        (["[[1]]", "[[1, 2]]", "[[1]]"], 2, "shape [1, 2]"),
+        (["[1]", "2", "[1]"], 2, "is no array"),
+        (["[1, [2]]", "[1]", "[1]"], 1, "arrays beside numbers"),
+    ] {
+        let text = values.map(|value| format!("{{\"a\": 1, \"b\": {value}}}\n")).concat();
+        let error = jsonl(&text).unwrap_err().to_string();
+        assert!(error.contains(&format!("one/s.jsonl line {line}, column `b`: ")) && error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_is_twice_in_a_line_of_json_is_refused() {
+    let error = jsonl("{\"a\": 1}\n\n{\"a\": 1, \"\\u0061\": 2}\n").unwrap_err().to_string();
+    assert!(error.contains("one/s.jsonl: line 3: the key `a` is there twice"), "{error}");
+}
+
+#[test]
+fn json_lines_that_take_more_memory_than_the_file_are_refused_while_they_are_read() {
+    let options = ReadOptions { memory_bytes: 1 << 20, ..ReadOptions::default() };
+    let many = format!("{{\"a\": [{}1]}}\n", "1,".repeat(100_000));
+    let rows = "{\"a\": \"\"}\n".repeat(20_000);
+    for text in [many, rows] {
+        assert!(text.len() < 1 << 18, "{}", text.len());
+        let error = read(text.into(), ShardFormat::JsonLines, "s.jsonl", &options).unwrap_err().to_string();
+        assert!(error.contains("one/s.jsonl: line") && error.contains("more than memory_bytes = 1048576"), "{error}");
+    }
+}
+
 fn arrow(name: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow").join(name)).unwrap()
 }
