@@ -291,7 +291,7 @@ impl Numbers {
                 ends.resize(row, self.words.len());
             }
             None => {
-                let words = row.checked_mul(shape.iter().product()).unwrap_or(usize::MAX);
+                let words = row.saturating_mul(shape.iter().product());
                 memory.take(words.saturating_sub(self.words.len()), WORD_BYTES)?;
                 self.words.resize(words, 0);
             }
