@@ -114,7 +114,8 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Whether it says something about what is stored, which will be the same next time, and not about reaching it.
+    /// Whether it says something about what is stored, which will be the same next time and for everyone, and not about
+    /// reaching it or about the memory that there is.
     pub(crate) fn is_about_content(&self) -> bool {
         matches!(self, DataError::File { .. } | DataError::Sample { .. } | DataError::Empty { .. })
     }
@@ -129,6 +130,43 @@ impl DataError {
 
     pub(crate) fn tensor(tensor: &str, reason: impl Into<String>) -> DataError {
         DataError::Tensor { tensor: tensor.to_owned(), reason: reason.into() }
+    }
+}
+
+/// Why something cannot be read, before it is said of which file.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// It is not what its format says.
+    Damaged(String),
+    /// It takes more memory than the user allows, which says nothing about the data.
+    Memory { needed_bytes: u64, allowed_bytes: u64 },
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Refusal {
+        Refusal::Damaged(reason)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(reason: &str) -> Refusal {
+        Refusal::Damaged(reason.to_owned())
+    }
+}
+
+impl Refusal {
+    /// The error, of a part of a file.
+    pub(crate) fn of(self, path: &Path, part: &str) -> DataError {
+        match self {
+            Refusal::Damaged(reason) => DataError::file(path, format!("{part}: {reason}")),
+            Refusal::Memory { needed_bytes, allowed_bytes } => DataError::Memory {
+                path: path.to_owned(),
+                what: part.to_owned(),
+                needed_bytes,
+                allowed_bytes,
+                advice: "raise it, or write smaller row groups or batches",
+            },
+        }
     }
 }
 

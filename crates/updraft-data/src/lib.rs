@@ -77,7 +77,7 @@ pub use mixture::{Mixture, Weights};
 pub use npy::{read_npy, read_npz, write_npz};
 pub use order::{EpochOrder, Order, Shuffle};
 pub use packing::{LaneState, Piece};
-pub use rows::{Cells, Rows};
+pub use rows::{Cells, Gap, PartialCells, Rows};
 pub use schema::{Column, Kind, Schema};
 pub use source::resolve::Shards;
 pub use source::shard::{self, ShardFormat, ShardReader};

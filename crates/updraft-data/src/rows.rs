@@ -11,6 +11,10 @@ use updraft_graph::{DType, Tensor};
 
 use crate::schema::{Kind, Schema};
 
+mod partial;
+
+pub use partial::{Gap, PartialCells};
+
 /// Cells of a column, one for each row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cells {

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::DataError;
 use crate::personal;
-use crate::rows::Cells;
+use crate::rows::{Cells, PartialCells};
 
 mod distinct;
 mod histogram;
@@ -34,7 +34,7 @@ pub struct ColumnStatistics {
     pub column: String,
     /// Cells.
     pub rows: u64,
-    /// Cells that are empty, or whose numbers are all NaN.
+    /// Cells that are empty, null, or whose numbers are all NaN; cells that cannot be read.
     pub missing: u64,
     /// Of the numbers in the cells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -214,6 +214,17 @@ impl ColumnSummary {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes cells of which some may be missing; those count as such and as nothing else.
+    pub fn push_partial(&mut self, cells: &PartialCells) -> Result<(), DataError> {
+        if cells.gaps.is_empty() {
+            return self.push(&cells.cells);
+        }
+        self.push(&cells.present())?;
+        self.statistics.rows += cells.gaps.len() as u64;
+        self.statistics.missing += cells.gaps.len() as u64;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ mod near;
 mod quarantine;
 mod repeats;
 mod rules;
+mod search;
 #[cfg(test)]
 mod tests;
 
@@ -148,7 +149,7 @@ fn blocks(shards: &[Arc<dyn ShardReader>]) -> Vec<Block> {
     blocks
 }
 
-/// Statistics of all columns, without any checks. `progress` is told of the rows that are done.
+/// Statistics of all columns, without any checks; missing cells are counted. `progress` is told of the rows that are done.
 pub fn summarize(
     shards: &[Arc<dyn ShardReader>],
     threads: usize,
@@ -164,10 +165,15 @@ pub fn summarize(
         threads,
         |at| {
             let Block { shard, first, rows } = blocks[at];
-            let cells = shards[shard].read(&columns, &(first..first + rows).collect::<Vec<_>>())?;
+            let numbers: Vec<u64> = (first..first + rows).collect();
+            let cells = shards[shard].read_partial(&columns, &numbers)?;
             let mut summaries = new();
-            for (summary, cells) in summaries.iter_mut().zip(&cells) {
-                summary.push(cells)?;
+            for ((summary, cells), column) in summaries.iter_mut().zip(&cells).zip(&schema.columns) {
+                if let Some((row, reason)) = cells.fault() {
+                    let (sample, column) = (shards[shard].place(numbers[row]), column.name.clone());
+                    return Err(DataError::Sample { sample, column, reason: reason.to_owned() });
+                }
+                summary.push_partial(cells)?;
             }
             Ok::<_, DataError>(summaries)
         },

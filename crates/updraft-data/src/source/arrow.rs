@@ -7,18 +7,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use updraft_graph::{DType, Tensor};
 
-use crate::error::DataError;
-use crate::rows::Cells;
+use crate::error::{DataError, Refusal};
+use crate::rows::{Cells, Gap, PartialCells, tensor_of};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::arrow::flatbuffer::{Table, i64_at};
 use crate::source::cells::{check_text, to_native};
 use crate::source::input::{Compression, Content, Input};
-use crate::source::shard::{ReadOptions, ShardReader, pick, read_blocks};
+use crate::source::shard::{ReadOptions, ShardReader, block_around, pick, read_blocks};
 
 mod flatbuffer;
 
@@ -361,11 +362,18 @@ impl Arrow {
     }
 
     /// The values that the codes of a column of a batch stand for.
-    fn values(&self, batch: usize, dictionary: i64, codes: Cells, kind: &Kind) -> Result<Cells, DataError> {
+    fn values(
+        &self,
+        batch: usize,
+        dictionary: i64,
+        codes: PartialCells,
+        kind: &Kind,
+    ) -> Result<PartialCells, DataError> {
         let refused =
             |reason: String| self.content.input.error(format!("batch {batch}, dictionary {dictionary}: {reason}"));
         let written = self.dictionaries.get(&dictionary).zip(self.batches[batch].dictionaries.get(&dictionary));
         let (values, newest) = written.ok_or_else(|| refused("no values of it come before the codes".into()))?;
+        let PartialCells { cells: codes, mut gaps } = codes;
         let rows = codes.len();
         if rows.saturating_mul(size_of::<Bytes>()) as u64 > self.memory_bytes {
             return Err(refused(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes)));
@@ -374,23 +382,40 @@ impl Arrow {
             Cells::Numbers(codes) => codes.to_i64().map_err(|e| refused(e.to_string()))?,
             _ => Vec::new(),
         };
-        let values = values.decode(*newest, &[0])?.pop().filter(|values| values.fits(kind));
+        let all: Vec<u64> = (0..values.block_rows[*newest]).collect();
+        let values = values.decode(*newest, &[0], &all)?.pop().filter(|values| values.cells.fits(kind));
         let values = values.ok_or_else(|| refused(format!("its values are not {kind}")))?;
-        let place = |code: &i64| usize::try_from(*code).ok().filter(|place| *place < values.len());
-        let places: Option<Vec<usize>> = codes.iter().map(place).collect();
-        let places = places.ok_or_else(|| refused(format!("a code is none of its {} values", values.len())))?;
-        Ok(values.gather(places.into_iter()))
+        let count = values.cells.len();
+        let place = |(row, code): (usize, &i64)| match usize::try_from(*code) {
+            // A missing cell has any code, which may be none of the values.
+            _ if gaps.binary_search_by_key(&row, |gap| gap.row).is_ok() => Some(0),
+            Ok(place) if place < count => Some(place),
+            _ => None,
+        };
+        let places: Option<Vec<usize>> = codes.iter().enumerate().map(place).collect();
+        let places = places.ok_or_else(|| refused(format!("a code is none of its {count} values")))?;
+        if count == 0 && rows > 0 {
+            // Every cell is missing.
+            let cells = match kind {
+                Kind::Number { dtype, .. } => {
+                    Cells::Numbers(tensor_of(*dtype, &[rows], &vec![0; rows * dtype.size_in_memory()]))
+                }
+                _ => Cells::Bytes(vec![Bytes::new(); rows]),
+            };
+            return Ok(PartialCells::new(cells, gaps));
+        }
+        let found = values.gather(&places);
+        gaps.extend(found.gaps);
+        Ok(PartialCells::new(found.cells, gaps))
     }
 
-    fn decode(&self, batch: usize, columns: &[usize]) -> Result<Vec<Cells>, DataError> {
-        let wrong = |column: usize, reason: String| {
-            let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
-            self.content.input.error(format!("batch {batch}, column `{name}`: {reason}"))
-        };
+    /// Rows of a batch, which ascend.
+    fn decode(&self, batch: usize, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        let wrong = |column: usize, reason: Refusal| self.refused(batch, column, reason);
         let mut wanted = Vec::with_capacity(columns.len());
         let mut ranges = Vec::new();
         for column in columns {
-            let parts = self.parts(batch, *column).map_err(|reason| wrong(*column, reason))?;
+            let parts = self.parts(batch, *column).map_err(|reason| wrong(*column, reason.into()))?;
             ranges.extend(parts.ranges.iter().cloned());
             wanted.push(parts);
         }
@@ -399,14 +424,21 @@ impl Arrow {
         for (column, parts) in columns.iter().zip(wanted) {
             let buffers: Vec<Bytes> = fetched.by_ref().take(parts.ranges.len()).collect();
             let cells = self.cells(batch, *column, &parts, buffers).map_err(|reason| wrong(*column, reason))?;
-            out.push(match &self.columns[*column].layout {
+            let cells = match &self.columns[*column].layout {
                 Ok(Layout::Coded { dictionary, .. }) => {
                     self.values(batch, *dictionary, cells, &self.schema.columns[*column].kind)?
                 }
                 _ => cells,
-            });
+            };
+            out.push(pick(cells, rows, self.block_rows[batch]));
         }
         Ok(out)
+    }
+
+    /// What is wrong with a column of a batch.
+    fn refused(&self, batch: usize, column: usize, reason: Refusal) -> DataError {
+        let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
+        reason.of(self.content.input.name().as_ref(), &format!("batch {batch}, column `{name}`"))
     }
 
     /// The nodes and buffers of a column in a batch.
@@ -424,12 +456,8 @@ impl Arrow {
             Some(compression) => Some(compression.u8(0)?),
         };
         let (node_count, buffer_count) = (layout.nodes(), layout.buffers());
-        for node in 0..node_count {
-            let nulls = i64_at(nodes, 2 * (field.node + node) + 1)?;
-            if nulls != 0 {
-                return Err(format!("{nulls} rows have no value"));
-            }
-        }
+        let nulls = |node: usize| i64_at(nodes, 2 * (field.node + node) + 1).map(|nulls| nulls != 0);
+        let has_nulls = (0..node_count).map(nulls).collect::<Result<Vec<bool>, String>>()?;
         let mut ranges = Vec::with_capacity(buffer_count);
         for buffer in field.buffer..field.buffer + buffer_count {
             let (offset, length) = (i64_at(buffers, 2 * buffer)?, i64_at(buffers, 2 * buffer + 1)?);
@@ -438,16 +466,16 @@ impl Arrow {
             let range = range.ok_or_else(|| format!("a buffer of {length} bytes at {offset} passes the body"))?;
             ranges.push(batch.body + range.start..batch.body + range.end);
         }
-        Ok(Parts { layout, codec, ranges })
+        Ok(Parts { layout, codec, ranges, has_nulls })
     }
 
-    fn cells(&self, batch: usize, column: usize, parts: &Parts, buffers: Vec<Bytes>) -> Result<Cells, String> {
+    fn cells(&self, batch: usize, column: usize, parts: &Parts, buffers: Vec<Bytes>) -> Result<PartialCells, Refusal> {
         let rows = self.block_rows[batch];
-        let mut rest = self.memory_bytes;
+        let mut used_bytes = 0;
         let mut open = Vec::with_capacity(buffers.len());
         for buffer in buffers {
-            let bytes = decompress(buffer, parts.codec, rest)?;
-            rest = rest.saturating_sub(bytes.len() as u64);
+            let bytes = decompress(buffer, parts.codec, self.memory_bytes, used_bytes)?;
+            used_bytes = used_bytes.saturating_add(bytes.len() as u64);
             open.push(bytes);
         }
         // Claimed rows are believed when a buffer holds them.
@@ -458,7 +486,8 @@ impl Arrow {
             Layout::Number(_) | Layout::FixedList(..) | Layout::Coded { .. } => 0,
         };
         if rows.checked_mul(cell_bytes).is_none_or(|bytes| bytes as u64 > self.memory_bytes) {
-            return Err(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes));
+            let needed_bytes = (rows as u64).saturating_mul(cell_bytes as u64);
+            return Err(Refusal::Memory { needed_bytes, allowed_bytes: self.memory_bytes });
         }
         let elements = |buffer: &Bytes, count: usize, bytes: usize| {
             let needed = count.checked_mul(bytes).filter(|n| *n <= buffer.len());
@@ -469,46 +498,70 @@ impl Arrow {
             to_native(dtype, tensor.bytes_mut());
             Ok::<Tensor, String>(tensor)
         };
-        match (&parts.layout, open.as_slice()) {
+        // Bits of the cells or elements that are there.
+        let valid = |node: usize, bits: &Bytes, count: usize| match parts.has_nulls.get(node) {
+            Some(true) => elements(bits, count.div_ceil(8), 1).map(Some),
+            _ => Ok(None),
+        };
+        let is_there = |bits: &Option<Bytes>, at: usize| bits.as_ref().is_none_or(|b| b[at / 8] >> (at % 8) & 1 == 1);
+        let no_element = "has no value for an element of its list";
+        let validity = valid(0, open.first().ok_or("has no buffers")?, rows)?;
+        let mut gaps: Vec<Gap> = match &validity {
+            None => Vec::new(),
+            Some(_) => (0..rows).filter(|row| !is_there(&validity, *row)).map(Gap::missing).collect(),
+        };
+        let cells = match (&parts.layout, open.as_slice()) {
             (Layout::Number(DType::Bool), [_, values]) => {
                 let bits = elements(values, rows.div_ceil(8), 1)?;
                 let bools: Vec<u8> = (0..rows).map(|row| bits[row / 8] >> (row % 8) & 1).collect();
-                tensor(DType::Bool, &[rows], &bools).map(Cells::Numbers)
+                tensor(DType::Bool, &[rows], &bools).map(Cells::Numbers)?
             }
             (Layout::Number(dtype), [_, values]) => {
-                tensor(*dtype, &[rows], &elements(values, rows, dtype.size_in_memory())?).map(Cells::Numbers)
+                tensor(*dtype, &[rows], &elements(values, rows, dtype.size_in_memory())?).map(Cells::Numbers)?
             }
             (Layout::FixedBinary(width), [_, values]) => {
                 let values = elements(values, rows, *width)?;
-                Ok(Cells::Bytes((0..rows).map(|row| values.slice(row * width..(row + 1) * width)).collect()))
+                Cells::Bytes((0..rows).map(|row| values.slice(row * width..(row + 1) * width)).collect())
             }
-            (Layout::FixedList(dtype, length), [_, _, values]) => {
+            (Layout::FixedList(dtype, length), [_, bits, values]) => {
                 let count = rows.checked_mul(*length).ok_or("more values than memory")?;
-                tensor(*dtype, &[rows, *length], &elements(values, count, dtype.size_in_memory())?).map(Cells::Numbers)
+                let inner = valid(1, bits, count)?;
+                let lacks = |row: &usize| (row * length..(row + 1) * length).any(|at| !is_there(&inner, at));
+                if inner.is_some() {
+                    gaps.extend((0..rows).filter(lacks).map(|row| Gap::fault(row, no_element)));
+                }
+                let values = elements(values, count, dtype.size_in_memory())?;
+                tensor(*dtype, &[rows, *length], &values).map(Cells::Numbers)?
             }
             (Layout::Binary { text, offset_bytes }, [_, offsets, values]) => {
                 let offsets = borders(offsets, rows, *offset_bytes, values.len())?;
                 let mut cells = Vec::with_capacity(rows);
                 for (row, border) in offsets.windows(2).enumerate() {
                     let cell = values.slice(border[0]..border[1]);
-                    if *text {
-                        check_text(&cell)
-                            .map_err(|reason| format!("row {}: {reason}", self.starts[batch] + row as u64))?;
+                    if *text && let Err(reason) = check_text(&cell) {
+                        gaps.push(Gap::fault(row, reason));
                     }
                     cells.push(cell);
                 }
-                Ok(Cells::Bytes(cells))
+                Cells::Bytes(cells)
             }
-            (Layout::List { dtype, offset_bytes }, [_, offsets, _, values]) => {
+            (Layout::List { dtype, offset_bytes }, [_, offsets, bits, values]) => {
                 let size = dtype.size_in_memory();
                 let offsets = borders(offsets, rows, *offset_bytes, values.len() / size)?;
                 let list = |border: &[usize]| {
                     tensor(*dtype, &[border[1] - border[0]], &values[border[0] * size..border[1] * size])
                 };
-                offsets.windows(2).map(list).collect::<Result<_, _>>().map(Cells::Lists)
+                let inner = valid(1, bits, offsets.last().copied().unwrap_or(0))?;
+                if inner.is_some() {
+                    let lacks = |border: &[usize]| (border[0]..border[1]).any(|at| !is_there(&inner, at));
+                    let rows = offsets.windows(2).enumerate().filter(|(_, border)| lacks(border));
+                    gaps.extend(rows.map(|(row, _)| Gap::fault(row, no_element)));
+                }
+                offsets.windows(2).map(list).collect::<Result<_, _>>().map(Cells::Lists)?
             }
-            _ => Err(format!("column {column} has {} buffers", open.len())),
-        }
+            _ => return Err(format!("column {column} has {} buffers", open.len()).into()),
+        };
+        Ok(PartialCells::new(cells, gaps))
     }
 }
 
@@ -516,7 +569,9 @@ impl Arrow {
 struct Parts {
     layout: Layout,
     codec: Option<u8>,
-    ranges: Vec<std::ops::Range<u64>>,
+    ranges: Vec<Range<u64>>,
+    /// Whether cells are missing, and elements of lists.
+    has_nulls: Vec<bool>,
 }
 
 impl Layout {
@@ -607,8 +662,11 @@ fn borders(offsets: &[u8], rows: usize, offset_bytes: usize, limit: usize) -> Re
     Ok(borders)
 }
 
+/// The most that a buffer shrinks to one byte of; what claims more is damaged, not large.
+const RATIO_MAX: u64 = 1 << 16;
+
 /// A buffer that may start with its length before compression.
-fn decompress(buffer: Bytes, codec: Option<u8>, most: u64) -> Result<Bytes, String> {
+fn decompress(buffer: Bytes, codec: Option<u8>, memory_bytes: u64, used_bytes: u64) -> Result<Bytes, Refusal> {
     let Some(codec) = codec else { return Ok(buffer) };
     if buffer.is_empty() {
         return Ok(buffer);
@@ -618,8 +676,13 @@ fn decompress(buffer: Bytes, codec: Option<u8>, most: u64) -> Result<Bytes, Stri
     if claimed == -1 {
         return Ok(packed);
     }
-    let claimed = u64::try_from(claimed).ok().filter(|n| *n <= most);
-    let claimed = claimed.ok_or_else(|| format!("a buffer that claims more than memory_bytes allows ({most} left)"))?;
+    let likely = packed.len() as u64 * RATIO_MAX;
+    let likely = u64::try_from(claimed).ok().filter(|n| *n <= likely);
+    let claimed = likely.ok_or_else(|| format!("a buffer of {} bytes claims to hold {claimed}", packed.len()))?;
+    let needed_bytes = used_bytes.saturating_add(claimed);
+    if needed_bytes > memory_bytes {
+        return Err(Refusal::Memory { needed_bytes, allowed_bytes: memory_bytes });
+    }
     let bytes = match codec {
         0 => {
             let mut out = Vec::new();
@@ -628,11 +691,16 @@ fn decompress(buffer: Bytes, codec: Option<u8>, most: u64) -> Result<Bytes, Stri
             read.map_err(|e| format!("a buffer cannot be decompressed: {e}"))?;
             out.into()
         }
-        1 => Compression::Zstd.decompress(&packed, claimed)?,
-        other => return Err(format!("a buffer of the unknown compression {other}")),
+        1 => Compression::Zstd.decompress(&packed, claimed).map_err(|refusal| match refusal {
+            Refusal::Memory { .. } => {
+                format!("a buffer decompresses to more than the {claimed} bytes it claims").into()
+            }
+            damaged => damaged,
+        })?,
+        other => return Err(format!("a buffer of the unknown compression {other}").into()),
     };
     if bytes.len() as u64 != claimed {
-        return Err(format!("a buffer decompresses to {} bytes, not the {claimed} it claims", bytes.len()));
+        return Err(format!("a buffer decompresses to {} bytes, not the {claimed} it claims", bytes.len()).into());
     }
     Ok(bytes)
 }
@@ -677,11 +745,27 @@ impl ShardReader for Arrow {
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let decode = |batch: usize, rows: &[u64]| {
-            let cells = self.decode(batch, columns)?.into_iter();
-            Ok(cells.map(|cells| pick(cells, rows, self.block_rows[batch])).collect())
+            let decoded = self.decode(batch, columns, rows)?;
+            for (column, cells) in columns.iter().zip(&decoded) {
+                if let Some(gap) = cells.gaps.first() {
+                    let reason = gap.refusal(self.starts[batch] + rows[gap.row]);
+                    return Err(self.refused(batch, *column, reason.into()));
+                }
+            }
+            Ok(decoded)
         };
-        read_blocks(&self.starts, rows, &self.schema, columns, decode)
+        let read = read_blocks(&self.starts, rows, &self.schema, columns, decode)
+            .map_err(|failed| failed.unwrap_or_else(|reason| self.content.input.error(reason)))?;
+        Ok(read.into_iter().map(|cells| cells.cells).collect())
+    }
+
+    fn read_partial(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        read_blocks(&self.starts, rows, &self.schema, columns, |batch, rows| self.decode(batch, columns, rows))
             .map_err(|failed| failed.unwrap_or_else(|reason| self.content.input.error(reason)))
+    }
+
+    fn decoded_together(&self, _: &[usize], row: u64) -> Range<u64> {
+        block_around(&self.starts, row)
     }
 
     fn place(&self, row: u64) -> String {

@@ -83,6 +83,22 @@ impl CellsBuilder {
         self.push_le(row.dtype(), row.shape(), &bytes)
     }
 
+    /// A cell for a row of which nothing or only a part was pushed; `rows` are before it.
+    pub(crate) fn push_nothing(&mut self, rows: usize) {
+        match (&mut self.made, &self.kind) {
+            (Made::Bytes(cells), _) => {
+                cells.truncate(rows);
+                cells.push(Bytes::new());
+            }
+            (Made::Lists(cells), Kind::List { dtype }) => {
+                cells.truncate(rows);
+                cells.push(tensor_of(*dtype, &[0], &[]));
+            }
+            (Made::Numbers(bytes), kind) => bytes.resize((rows + 1) * kind.row_bytes().unwrap_or(0), 0),
+            (Made::Lists(_), _) => {}
+        }
+    }
+
     /// The column; `rows` were pushed.
     pub(crate) fn finish(self, rows: usize) -> Result<Cells, String> {
         let cells = match (self.made, &self.kind) {

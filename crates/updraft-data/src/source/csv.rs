@@ -8,7 +8,7 @@ use updraft_base::Digest;
 use crate::error::DataError;
 use crate::schema::Schema;
 use crate::source::table::Table;
-use crate::source::whole::{self, TableColumn, type_cells};
+use crate::source::whole::{self, TableColumn, type_cells, type_partial};
 use crate::source::{Opened, Wanted, read_whole};
 
 pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64) -> Result<Opened, DataError> {
@@ -45,7 +45,7 @@ pub(super) fn table(text: &[u8], wanted: Option<&Schema>) -> Result<whole::Table
     let (cells, lines) = cells(text, &(0..header.len()).collect::<Vec<_>>())?;
     let typed = |(name, cells): (String, Vec<Bytes>)| {
         let kind = wanted.and_then(|s| s.columns.iter().find(|c| c.name == name)).map(|c| &c.kind);
-        let (kind, cells) = type_cells(cells, kind);
+        let (kind, cells) = type_partial(cells, kind);
         TableColumn { name, kind, cells }
     };
     Ok(whole::Table { rows: lines.len() as u64, columns: header.into_iter().zip(cells).map(typed).collect(), lines })

@@ -8,10 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use updraft_base::units;
 use updraft_store::ReadObjects;
 
-use crate::error::DataError;
+use crate::error::{DataError, Refusal};
 
 /// One object.
 #[derive(Clone)]
@@ -110,7 +109,7 @@ impl Compression {
     /// # Errors
     /// Where they are not of this compression, are cut off, or take more than `most` bytes. Memory grows with what
     /// arrives, never with what is claimed.
-    pub(crate) fn decompress(self, bytes: &[u8], most: u64) -> Result<Bytes, String> {
+    pub(crate) fn decompress(self, bytes: &[u8], most: u64) -> Result<Bytes, Refusal> {
         let mut out = Vec::new();
         let limit = most.saturating_add(1);
         let read = match self {
@@ -120,10 +119,18 @@ impl Compression {
         };
         read.map_err(|e| format!("cannot be decompressed after {} bytes: {e}", out.len()))?;
         if out.len() as u64 > most {
-            let (from, most) = (units::bytes(bytes.len() as u64), units::bytes(most));
-            return Err(format!("decompresses from {from} to more than memory_bytes = {most}"));
+            let needed_bytes = self.claimed_bytes(bytes).unwrap_or(0).max(most.saturating_add(1));
+            return Err(Refusal::Memory { needed_bytes, allowed_bytes: most });
         }
         Ok(out.into())
+    }
+
+    /// What compressed bytes say that they decompress to.
+    fn claimed_bytes(self, bytes: &[u8]) -> Option<u64> {
+        match self {
+            Compression::Gzip => bytes.last_chunk::<4>().map(|size| u32::from_le_bytes(*size).into()),
+            Compression::Zstd => zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten(),
+        }
     }
 }
 
@@ -151,7 +158,16 @@ impl Content {
             return self.input.read(start..end.unwrap_or(self.input.len()));
         };
         let packed = self.input.whole(self.memory_bytes)?;
-        let bytes = compression.decompress(&packed, self.memory_bytes).map_err(|r| self.input.error(r))?;
+        let bytes = compression.decompress(&packed, self.memory_bytes).map_err(|refusal| match refusal {
+            Refusal::Damaged(reason) => self.input.error(reason),
+            Refusal::Memory { needed_bytes, allowed_bytes } => DataError::Memory {
+                path: self.input.name().into(),
+                what: "its content, decompressed,".into(),
+                needed_bytes,
+                allowed_bytes,
+                advice: "raise it, or store it uncompressed",
+            },
+        })?;
         let end = end.unwrap_or(bytes.len() as u64);
         if start > end || end > bytes.len() as u64 {
             let reason = format!("bytes to {end} are claimed, and its content ends after {}", bytes.len());

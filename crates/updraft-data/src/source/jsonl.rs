@@ -25,8 +25,9 @@ struct Named {
     line: u64,
 }
 
-/// All rows of a file. Columns are those of its first line, in their order; a column is of whole numbers where all are,
-/// of numbers where some have a fraction, and of arrays where all rows hold arrays of numbers.
+/// All rows of a file. Columns are the keys in the order in which they come; a column is of whole numbers where all are,
+/// of numbers where some have a fraction, and of arrays where all rows hold arrays of numbers. A key that a line lacks
+/// is as if it were null there.
 pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> Result<Table, String> {
     let mut columns: Vec<Named> = Vec::new();
     let mut lines = Vec::new();
@@ -46,13 +47,12 @@ pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> 
             let known = columns.get(entries).filter(|c| c.name == key).map(|_| entries);
             let column = match known.or_else(|| columns.iter().position(|c| c.name == key)) {
                 Some(column) => column,
-                None if lines.is_empty() => {
+                None => {
                     let kind = wanted.and_then(|s| s.columns.iter().find(|c| c.name == key)).map(|c| &c.kind);
                     let builder = ColumnBuilder::new(kind);
                     columns.push(Named { name: key.into_owned(), builder, line: 0 });
                     columns.len() - 1
                 }
-                None => return Err(format!("line {number}: the column `{key}` is not in line {}", lines[0])),
             };
             let Named { name, builder, line } = &mut columns[column];
             if std::mem::replace(line, number) == number {
@@ -60,9 +60,6 @@ pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> 
             }
             builder.push(&mut walk, lines.len(), &mut memory).map_err(|reason| format!("line {number}: {reason}"))?;
             entries += 1;
-        }
-        if let Some(missing) = columns.iter().find(|column| column.line != number) {
-            return Err(format!("line {number}: the column `{}` is not in every line", missing.name));
         }
         lines.push(number);
     }

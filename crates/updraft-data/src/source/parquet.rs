@@ -23,14 +23,14 @@ use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnDescriptor;
 use updraft_base::units;
 
-use crate::error::DataError;
-use crate::rows::Cells;
+use crate::error::{DataError, Refusal};
+use crate::rows::{Cells, Gap, PartialCells};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::cells::check_text;
 use crate::source::input::Input;
 use crate::source::parquet::chunk::{Chunk, Leaf, Run, decode_column};
 use crate::source::parquet::locate::{Located, Page, length};
-use crate::source::shard::{LOCAL_REQUEST_BYTES, ReadOptions, ShardReader, pick, read_blocks};
+use crate::source::shard::{LOCAL_REQUEST_BYTES, ReadOptions, ShardReader, block_around, pick, read_blocks};
 
 mod chunk;
 mod locate;
@@ -241,14 +241,11 @@ impl Parquet {
     }
 
     /// Rows of a row group, which ascend.
-    fn decode(&self, group: usize, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
-        let wrong = |column: usize, reason: String| {
-            let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
-            self.input.error(format!("row group {group}, column `{name}`: {reason}"))
-        };
+    fn decode(&self, group: usize, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        let wrong = |column: usize, reason: Refusal| self.refused(group, column, reason);
         let mut parts = Vec::with_capacity(columns.len());
         for column in columns {
-            parts.push(self.part(group, *column, rows).map_err(|reason| wrong(*column, reason))?);
+            parts.push(self.part(group, *column, rows).map_err(|reason| wrong(*column, reason.into()))?);
         }
         let ranges: Vec<Range<u64>> = parts.iter().flat_map(|part| part.ranges.iter().cloned()).collect();
         let mut fetched = self.input.read_all(&ranges)?.into_iter();
@@ -256,7 +253,7 @@ impl Parquet {
         for (column, part) in columns.iter().zip(parts) {
             let bytes: Vec<Bytes> = fetched.by_ref().take(part.ranges.len()).collect();
             let cells = match &part.take {
-                Take::Values => self.values(group, *column, rows, bytes),
+                Take::Values => Ok(self.values(*column, bytes)),
                 Take::Pages { dictionary_bytes, runs } => contain(|| {
                     let chunk = self.metadata.row_group(group).column(self.leaf(*column)?).clone();
                     check_pages(&bytes, &chunk, self.memory_bytes)?;
@@ -288,7 +285,7 @@ impl Parquet {
         chunk: &ColumnChunkMetaData,
         pages: Fetched,
         runs: &[Run],
-    ) -> Result<Cells, String> {
+    ) -> Result<PartialCells, Refusal> {
         let descriptor = self.metadata.file_metadata().schema_descr();
         let rows = runs.iter().map(|run| run.rows).sum();
         let pages = SerializedPageReader::new(Arc::new(pages), chunk, rows, None).map_err(|e| e.to_string())?;
@@ -305,13 +302,19 @@ impl Parquet {
     }
 
     /// Values that were fetched by themselves.
-    fn values(&self, group: usize, column: usize, rows: &[u64], values: Vec<Bytes>) -> Result<Cells, String> {
+    fn values(&self, column: usize, values: Vec<Bytes>) -> PartialCells {
+        let mut gaps = Vec::new();
         if self.schema.columns[column].kind == Kind::Text {
-            for (row, value) in rows.iter().zip(&values) {
-                check_text(value).map_err(|reason| format!("row {}: {reason}", self.starts[group] + row))?;
-            }
+            let broken = values.iter().enumerate().filter_map(|(row, value)| Some((row, check_text(value).err()?)));
+            gaps.extend(broken.map(|(row, reason)| Gap::fault(row, reason)));
         }
-        Ok(Cells::Bytes(values))
+        PartialCells::new(Cells::Bytes(values), gaps)
+    }
+
+    /// What is wrong with a column of a row group.
+    fn refused(&self, group: usize, column: usize, reason: Refusal) -> DataError {
+        let name = self.schema.columns.get(column).map_or("", |c| c.name.as_str());
+        reason.of(self.input.name().as_ref(), &format!("row group {group}, column `{name}`"))
     }
 }
 
@@ -508,8 +511,42 @@ impl ShardReader for Parquet {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let decode = |group: usize, rows: &[u64]| {
+            let decoded = self.decode(group, columns, rows)?;
+            for (column, cells) in columns.iter().zip(&decoded) {
+                if let Some(gap) = cells.gaps.first() {
+                    let reason = gap.refusal(self.starts[group] + rows[gap.row]);
+                    return Err(self.refused(group, *column, reason.into()));
+                }
+            }
+            Ok(decoded)
+        };
+        let read = read_blocks(&self.starts, rows, &self.schema, columns, decode)
+            .map_err(|failed| failed.unwrap_or_else(|reason| self.input.error(reason)))?;
+        Ok(read.into_iter().map(|cells| cells.cells).collect())
+    }
+
+    fn read_partial(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
         read_blocks(&self.starts, rows, &self.schema, columns, |group, rows| self.decode(group, columns, rows))
             .map_err(|failed| failed.unwrap_or_else(|reason| self.input.error(reason)))
+    }
+
+    fn decoded_together(&self, columns: &[usize], row: u64) -> Range<u64> {
+        let mut together = block_around(&self.starts, row);
+        let start = together.start;
+        let group = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
+        for column in columns {
+            let rows = match self.located(group, *column).as_deref() {
+                None => continue,
+                Some(Located::Values(_)) => row..row + 1,
+                Some(Located::Pages(pages)) => match pages.of(&[row - start]).first() {
+                    Some(page) => start + page.rows.start..start + page.rows.end,
+                    None => row..row + 1,
+                },
+            };
+            together = together.start.max(rows.start)..together.end.min(rows.end);
+        }
+        together
     }
 
     fn row_bytes(&self, block: usize, columns: &[usize]) -> Option<u64> {
@@ -527,7 +564,7 @@ impl ShardReader for Parquet {
 }
 
 /// Refuses a column chunk, or some pages of one, that would take more memory to decode than allowed.
-fn check_pages(parts: &[Bytes], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), String> {
+fn check_pages(parts: &[Bytes], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), Refusal> {
     let values = u64::try_from(chunk.num_values()).map_err(|_| "claims a negative number of values")?;
     let gzip = matches!(chunk.compression(), Compression::GZIP(_));
     let mut totals = pages::Totals::default();
@@ -544,12 +581,17 @@ fn check_pages(parts: &[Bytes], chunk: &ColumnChunkMetaData, memory_bytes: u64) 
     };
     // Each value may come with two levels.
     let value_bytes = (value_bytes + 2 * size_of::<i16>()) as u64;
-    let needed = totals.values.saturating_mul(value_bytes).saturating_add(totals.uncompressed_bytes);
-    if needed > memory_bytes {
-        let (needed, allowed) = (units::bytes(needed), units::bytes(memory_bytes));
-        return Err(format!("its pages claim {needed}, more than memory_bytes = {allowed}"));
+    let needed_bytes = totals.values.saturating_mul(value_bytes).saturating_add(totals.uncompressed_bytes);
+    if needed_bytes <= memory_bytes {
+        return Ok(());
     }
-    Ok(())
+    // A header that claims more than the footer knows of is damaged; what both claim is only large.
+    let known_bytes = u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
+    if totals.uncompressed_bytes > known_bytes || totals.values > values {
+        let (claimed, known) = (totals.uncompressed_bytes, known_bytes);
+        return Err(format!("its pages claim {claimed} bytes, and the footer {known}: one is damaged").into());
+    }
+    Err(Refusal::Memory { needed_bytes, allowed_bytes: memory_bytes })
 }
 
 /// Where the pages of a column are.
@@ -562,12 +604,12 @@ fn chunk_range(chunk: &ColumnChunkMetaData) -> Result<Range<u64>, String> {
 }
 
 /// Runs code of the crate `parquet` on data that may be hostile.
-fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+fn contain<T, E: From<String>>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(format!("is damaged: its decoder gave up: {}", text.unwrap_or("no reason given")))
+            Err(format!("is damaged: its decoder gave up: {}", text.unwrap_or("no reason given")).into())
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::rows::{Cells, empty};
+use crate::rows::{Cells, Gap, PartialCells, empty};
 use crate::schema::{Kind, Schema};
 use crate::source::cells::kinds;
 use crate::source::input::{Content, Walk};
@@ -25,13 +25,26 @@ pub(crate) trait Records: Send + Sync + Sized + 'static {
     /// The columns of the first rows of a shard.
     fn infer(&self, content: &Content, bytes: &Bytes) -> Result<Schema, DataError>;
 
-    /// The cells of some columns at some rows, both in rising order, of a block of `rows` that starts at `offset`.
+    /// The cells of some columns at some rows, both in rising order, of a block of `rows` that starts at `offset`. A row
+    /// that has not all its cells is shown to `broken`, and left empty if that says nothing against it.
     fn decode(
         &self,
         block: BlockBytes<'_>,
         wanted: &[(&str, &Kind)],
         rows: &mut dyn Iterator<Item = usize>,
+        broken: &mut dyn FnMut(BrokenRow) -> Result<(), DataError>,
     ) -> Result<Vec<Cells>, DataError>;
+}
+
+/// A row that has not all its cells.
+pub(crate) struct BrokenRow {
+    /// Its place among the rows asked for.
+    pub at: usize,
+    /// The column, among those wanted; `None` where it is about all.
+    pub column: Option<usize>,
+    /// Whether nothing is there, and not something wrong.
+    pub is_missing: bool,
+    pub error: DataError,
 }
 
 /// A block and its bytes.
@@ -146,6 +159,35 @@ impl<R: Records> ShardReader for RecordShard<R> {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        self.read_with(columns, rows, &mut |broken| Err(broken.error))
+    }
+
+    fn read_partial(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        let mut gaps: Vec<Vec<Gap>> = vec![Vec::new(); columns.len()];
+        let cells = self.read_with(columns, rows, &mut |broken| {
+            let fault = (!broken.is_missing).then(|| broken.error.to_string());
+            let column = broken.column.map_or(0..columns.len(), |column| column..column + 1);
+            gaps[column].iter_mut().for_each(|gaps| gaps.push(Gap { row: broken.at, fault: fault.clone() }));
+            Ok(())
+        })?;
+        Ok(cells.into_iter().zip(gaps).map(|(cells, gaps)| PartialCells::new(cells, gaps)).collect())
+    }
+
+    fn place(&self, row: u64) -> String {
+        let block = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
+        let offset = self.blocks.get(block).map_or(0, |b| b.offset);
+        format!("{} record {row} (in the block at byte {offset})", self.content.input.name())
+    }
+}
+
+impl<R: Records> RecordShard<R> {
+    /// Reads rows; a broken one is numbered by its place in `rows`.
+    fn read_with(
+        &self,
+        columns: &[usize],
+        rows: &[u64],
+        broken: &mut dyn FnMut(BrokenRow) -> Result<(), DataError>,
+    ) -> Result<Vec<Cells>, DataError> {
         let kinds = kinds(&self.schema, columns).map_err(|r| self.content.input.error(r))?;
         if rows.is_empty() {
             return kinds.into_iter().map(empty).collect::<Result<_, _>>().map_err(|r| self.content.input.error(r));
@@ -176,7 +218,8 @@ impl<R: Records> ShardReader for RecordShard<R> {
                 first_row,
             };
             let mut picks = order[at..end].iter().map(|i| (rows[*i] - first_row) as usize);
-            parts.push(self.records.decode(block_bytes, &wanted, &mut picks)?);
+            let mut in_block = |row: BrokenRow| broken(BrokenRow { at: order[at + row.at], ..row });
+            parts.push(self.records.decode(block_bytes, &wanted, &mut picks, &mut in_block)?);
             at = end;
         }
         let mut out = Vec::with_capacity(columns.len());
@@ -197,11 +240,5 @@ impl<R: Records> ShardReader for RecordShard<R> {
             });
         }
         Ok(out)
-    }
-
-    fn place(&self, row: u64) -> String {
-        let block = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
-        let offset = self.blocks.get(block).map_or(0, |b| b.offset);
-        format!("{} record {row} (in the block at byte {offset})", self.content.input.name())
     }
 }

@@ -5,12 +5,13 @@
 //! are walked over once; the list of blocks that this gives is small and is kept in the manifest.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
-use crate::rows::{Cells, Rows, empty};
+use crate::rows::{Cells, PartialCells, Rows, empty};
 use crate::schema::Schema;
 use crate::source::cells::kinds;
 
@@ -109,6 +110,19 @@ pub trait ShardReader: Send + Sync {
     /// The cells of some columns, by their places in the schema, at some rows, in the order asked for.
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError>;
 
+    /// The same where cells may be missing or broken, which [`read`](ShardReader::read) refuses: what can be said of one
+    /// cell is a gap there, and only what spoils all rows asked for is an error. Readers of formats that know nulls
+    /// implement it.
+    fn read_partial(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        Ok(self.read(columns, rows)?.into_iter().map(PartialCells::from).collect())
+    }
+
+    /// The rows around a row that are decoded from the same bytes: where [`read_partial`](ShardReader::read_partial) of
+    /// some of them is an error about content, it is so for each of them alone.
+    fn decoded_together(&self, _columns: &[usize], row: u64) -> Range<u64> {
+        row..row + 1
+    }
+
     /// Where a row lies, for messages: the object, and the byte or row in it.
     fn place(&self, row: u64) -> String;
 
@@ -184,10 +198,11 @@ pub(crate) fn read_blocks(
     rows: &[u64],
     schema: &Schema,
     columns: &[usize],
-    mut decode: impl FnMut(usize, &[u64]) -> Result<Vec<Cells>, DataError>,
-) -> Result<Vec<Cells>, Result<DataError, String>> {
+    mut decode: impl FnMut(usize, &[u64]) -> Result<Vec<PartialCells>, DataError>,
+) -> Result<Vec<PartialCells>, Result<DataError, String>> {
     if rows.is_empty() {
-        return kinds(schema, columns).and_then(|kinds| kinds.into_iter().map(empty).collect()).map_err(Err);
+        let none = |kind| empty(kind).map(PartialCells::from);
+        return kinds(schema, columns).and_then(|kinds| kinds.into_iter().map(none).collect()).map_err(Err);
     }
     let end = starts.last().copied().unwrap_or(0);
     if let Some(row) = rows.iter().find(|row| **row >= end) {
@@ -211,13 +226,24 @@ pub(crate) fn read_blocks(
     let places: Vec<usize> = rows.iter().map(|row| sorted.partition_point(|r| r < row)).collect();
     let mut out = Vec::with_capacity(columns.len());
     for column in 0..columns.len() {
-        let parts: Vec<&Cells> = decoded.iter().filter_map(|block| block.get(column)).collect();
-        out.push(Cells::concat(&parts).map_err(Err)?.gather(places.iter().copied()));
+        let parts: Vec<&PartialCells> = decoded.iter().filter_map(|block| block.get(column)).collect();
+        out.push(PartialCells::concat(&parts).map_err(Err)?.gather(&places));
     }
     Ok(out)
 }
 
 /// The cells at some of the `count` rows of a block, which ascend.
-pub(crate) fn pick(cells: Cells, rows: &[u64], count: u64) -> Cells {
-    if rows.len() as u64 == count { cells } else { cells.gather(rows.iter().map(|row| *row as usize)) }
+pub(crate) fn pick(cells: PartialCells, rows: &[u64], count: u64) -> PartialCells {
+    let places = || rows.iter().map(|row| *row as usize).collect::<Vec<_>>();
+    if rows.len() as u64 == count { cells } else { cells.gather(&places()) }
+}
+
+/// The block that holds a row, as a range of rows. `starts` is the first row of each block and the number of rows at the
+/// end.
+pub(crate) fn block_around(starts: &[u64], row: u64) -> Range<u64> {
+    let behind = starts.partition_point(|start| *start <= row).clamp(1, starts.len().max(2) - 1);
+    match (starts.get(behind - 1), starts.get(behind)) {
+        (Some(start), Some(end)) => *start..*end,
+        _ => row..row + 1,
+    }
 }

@@ -14,7 +14,7 @@ use crate::rows::Cells;
 use crate::schema::{Column, Kind, Schema};
 use crate::source::cells::CellsBuilder;
 use crate::source::input::{Content, Walk};
-use crate::source::records::{BlockBytes, Records};
+use crate::source::records::{BlockBytes, BrokenRow, Records};
 
 /// Tar's unit.
 pub(crate) const RECORD_BYTES: usize = 512;
@@ -453,6 +453,7 @@ impl Records for Tar {
         block: BlockBytes<'_>,
         wanted: &[(&str, &Kind)],
         rows: &mut dyn Iterator<Item = usize>,
+        broken: &mut dyn FnMut(BrokenRow) -> Result<(), DataError>,
     ) -> Result<Vec<Cells>, DataError> {
         let mut builders: Vec<CellsBuilder> =
             wanted.iter().map(|(_, kind)| CellsBuilder::new(kind, block.rows)).collect();
@@ -468,12 +469,16 @@ impl Records for Tar {
             })?;
             let group = group.ok_or_else(|| place(format!("the block has only {row} rows")))?;
             while pick == Some(row) && row == wanted_row {
-                for ((name, _), builder) in wanted.iter().zip(&mut builders) {
-                    self.push(&group, name, builder).map_err(|reason| DataError::Sample {
+                for (column, ((name, _), builder)) in wanted.iter().zip(&mut builders).enumerate() {
+                    let Err(reason) = self.push(&group, name, builder) else { continue };
+                    let error = DataError::Sample {
                         sample: format!("{} `{}`", block.place(row, at), group.key),
                         column: (*name).to_owned(),
                         reason,
-                    })?;
+                    };
+                    let is_missing = *name != KEY && group.files.iter().all(|(file, _)| file != name);
+                    broken(BrokenRow { at: count, column: Some(column), is_missing, error })?;
+                    builder.push_nothing(count);
                 }
                 count += 1;
                 pick = rows.next();

@@ -11,7 +11,7 @@ use crate::rows::Cells;
 use crate::schema::{Column, Kind, Schema};
 use crate::source::cells::CellsBuilder;
 use crate::source::input::{Content, Walk};
-use crate::source::records::{BlockBytes, Records};
+use crate::source::records::{BlockBytes, BrokenRow, Records};
 
 pub(crate) mod example;
 
@@ -103,6 +103,7 @@ impl Records for TfRecord {
         block: BlockBytes<'_>,
         wanted: &[(&str, &Kind)],
         rows: &mut dyn Iterator<Item = usize>,
+        broken: &mut dyn FnMut(BrokenRow) -> Result<(), DataError>,
     ) -> Result<Vec<Cells>, DataError> {
         let mut builders: Vec<CellsBuilder> =
             wanted.iter().map(|(_, kind)| CellsBuilder::new(kind, block.rows)).collect();
@@ -110,34 +111,46 @@ impl Records for TfRecord {
         let (mut at, mut row, mut count) = (0, 0, 0);
         let mut pick = rows.next();
         while let Some(wanted_row) = pick {
-            let broken = |reason: String| DataError::file(block.place(row, at).as_ref(), reason);
+            let wrong = |reason: String| DataError::file(block.place(row, at).as_ref(), reason);
             let head = block.bytes.get(at..at + HEAD_BYTES);
             let length =
                 head.ok_or_else(|| "a record is cut off in its length".to_owned()).and_then(|h| self.length(h));
-            let length = length.map_err(broken)? as usize;
+            let length = length.map_err(wrong)? as usize;
             let start = at + HEAD_BYTES;
             let tail = block.bytes.get(start..).and_then(|rest| rest.get(length..)?.first_chunk::<TAIL_BYTES>());
             let expected =
-                u32::from_le_bytes(*tail.ok_or_else(|| broken(format!("a record of {length} bytes is cut off")))?);
+                u32::from_le_bytes(*tail.ok_or_else(|| wrong(format!("a record of {length} bytes is cut off")))?);
             if row == wanted_row {
                 let data = block.bytes.slice(start..start + length);
                 let found = masked_crc(&data);
-                if found != expected {
-                    let reason =
-                        format!("the record's {length} bytes have the checksum {found:08x}, not {expected:08x}");
-                    return Err(broken(reason));
-                }
                 while pick == Some(row) {
-                    let read = match (self.raw, builders.as_mut_slice()) {
-                        (true, [only]) => only.push_bytes(data.clone()).map_err(|r| (0, r)),
-                        (true, _) => Err((0, "records have one column".into())),
-                        (false, builders) => examples.decode(&data, builders),
-                    };
-                    read.map_err(|(column, reason)| DataError::Sample {
+                    let sample = |column: usize, reason: &str| DataError::Sample {
                         sample: block.place(row, at),
                         column: wanted.get(column).map_or_else(String::new, |(name, _)| (*name).to_owned()),
-                        reason,
-                    })?;
+                        reason: reason.to_owned(),
+                    };
+                    let read = match (self.raw, builders.as_mut_slice()) {
+                        _ if found != expected => Err(None),
+                        (true, [only]) => only.push_bytes(data.clone()).map_err(|r| Some((0, r))),
+                        (true, _) => Err(Some((0, "records have one column".into()))),
+                        (false, builders) => examples.decode(&data, builders).map_err(Some),
+                    };
+                    if let Err(failed) = read {
+                        let error = match failed {
+                            Some((column, reason)) => sample(column, &reason),
+                            None => wrong(format!(
+                                "the record's {length} bytes have the checksum {found:08x}, not {expected:08x}"
+                            )),
+                        };
+                        broken(BrokenRow { at: count, column: None, is_missing: false, error })?;
+                        builders.iter_mut().for_each(|builder| builder.push_nothing(count));
+                    } else {
+                        for column in examples.absent() {
+                            let error = sample(column, "the example has no such feature");
+                            broken(BrokenRow { at: count, column: Some(column), is_missing: true, error })?;
+                            builders[column].push_nothing(count);
+                        }
+                    }
                     count += 1;
                     pick = rows.next();
                 }

@@ -1,5 +1,6 @@
 //! Formats that are read as a whole: CSV, JSON Lines, and NumPy's arrays. Such a shard is one block.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,8 +8,9 @@ use updraft_graph::{DType, Tensor};
 
 use crate::error::DataError;
 use crate::npy;
-use crate::rows::Cells;
+use crate::rows::{Cells, Gap, PartialCells};
 use crate::schema::{Column, Kind, Schema};
+use crate::source::cells::check_text;
 use crate::source::input::{Compression, Content, Input};
 use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
 use crate::source::{csv, jsonl};
@@ -22,7 +24,7 @@ pub(crate) struct Whole {
     memory_bytes: u64,
 }
 
-/// All cells of a shard. A column that cannot be read is an error only for those who want it.
+/// All cells of a shard. What is missing or cannot be read is an error only for those who want it.
 pub(crate) struct Table {
     pub rows: u64,
     pub columns: Vec<TableColumn>,
@@ -33,8 +35,7 @@ pub(crate) struct Table {
 pub(crate) struct TableColumn {
     pub name: String,
     pub kind: Kind,
-    /// The cells, or the row that is wrong and why.
-    pub cells: Result<Cells, (u64, String)>,
+    pub cells: PartialCells,
 }
 
 impl Whole {
@@ -95,7 +96,7 @@ fn arrays(arrays: Vec<(String, Tensor)>) -> Result<Table, String> {
             return Err(format!("array `{name}` holds {count} samples, and the one before {rows:?}"));
         }
         let kind = Kind::Number { dtype: tensor.dtype(), shape: shape.to_vec() };
-        columns.push(TableColumn { name, kind, cells: Ok(Cells::Numbers(tensor)) });
+        columns.push(TableColumn { name, kind, cells: Cells::Numbers(tensor).into() });
     }
     Ok(Table { rows: rows.unwrap_or(0) as u64, columns, lines: Vec::new() })
 }
@@ -122,6 +123,45 @@ impl ShardReader for Whole {
     }
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        let Found { columns: found, lines } = self.found(columns, rows)?;
+        let mut out = Vec::with_capacity(columns.len());
+        for (column, cells) in columns.iter().zip(found) {
+            let cells = cells.whole().map_err(|gap| {
+                let row = rows.get(gap.row).copied().unwrap_or(0);
+                let sample = match lines.get(row as usize) {
+                    Some(line) => format!("{} line {line}", self.content.input.name()),
+                    None => self.place(row),
+                };
+                let empty = if self.format == ShardFormat::Csv { EMPTY } else { "has no value" };
+                let reason = gap.fault.unwrap_or_else(|| empty.to_owned());
+                DataError::Sample { sample, column: self.schema.columns[*column].name.clone(), reason }
+            })?;
+            out.push(cells);
+        }
+        Ok(out)
+    }
+
+    fn read_partial(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<PartialCells>, DataError> {
+        Ok(self.found(columns, rows)?.columns)
+    }
+
+    fn decoded_together(&self, _: &[usize], _: u64) -> Range<u64> {
+        0..self.rows()
+    }
+
+    fn place(&self, row: u64) -> String {
+        format!("{} row {row}", self.content.input.name())
+    }
+}
+
+/// Columns at some rows, and the lines of the file that all of its rows are.
+struct Found {
+    columns: Vec<PartialCells>,
+    lines: Vec<u64>,
+}
+
+impl Whole {
+    fn found(&self, columns: &[usize], rows: &[u64]) -> Result<Found, DataError> {
         let table = self.table(Some(&self.schema))?;
         if table.rows != self.rows() {
             let reason = format!("has {} rows, and had {} when the dataset was opened", table.rows, self.rows());
@@ -131,73 +171,106 @@ impl ShardReader for Whole {
             return Err(self.content.input.error(format!("has no row {row}, only {}", table.rows)));
         }
         let Table { columns: mut found, lines, .. } = table;
+        let all = rows.len() as u64 == self.rows() && rows.iter().enumerate().all(|(at, row)| at as u64 == *row);
+        let places: Vec<usize> = if all { Vec::new() } else { rows.iter().map(|row| *row as usize).collect() };
         let mut out = Vec::with_capacity(columns.len());
         for column in columns {
-            let Some(Column { name, .. }) = self.schema.columns.get(*column) else {
+            let Some(Column { name, kind }) = self.schema.columns.get(*column) else {
                 return Err(self.content.input.error(format!("has no column {column}")));
             };
-            let at = found.iter().position(|c| c.name == *name);
-            let cells = at.map(|at| std::mem::replace(&mut found[at].cells, Err((0, "is asked for twice".into()))));
-            let cells = cells.unwrap_or_else(|| Err((0, "is missing".into()))).map_err(|(row, reason)| {
-                let sample = match lines.get(row as usize) {
-                    Some(line) => format!("{} line {line}", self.content.input.name()),
-                    None => self.place(row),
-                };
-                DataError::Sample { sample, column: name.clone(), reason }
-            })?;
-            let all = rows.len() as u64 == self.rows() && rows.iter().enumerate().all(|(at, row)| at as u64 == *row);
-            out.push(if all { cells } else { cells.gather(rows.iter().map(|row| *row as usize)) });
+            let refused =
+                |reason: String| DataError::Sample { sample: self.content.input.name(), column: name.clone(), reason };
+            let at = found.iter().position(|c| c.name == *name).ok_or_else(|| refused("is missing".into()))?;
+            let TableColumn { kind: is, cells, .. } = found.swap_remove(at);
+            if is != *kind {
+                return Err(refused(format!("holds {is}, not {kind}")));
+            }
+            out.push(if all { cells } else { cells.gather(&places) });
         }
-        Ok(out)
-    }
-
-    fn place(&self, row: u64) -> String {
-        format!("{} row {row}", self.content.input.name())
+        Ok(Found { columns: out, lines })
     }
 }
 
-/// Text cells as a column: whole numbers, numbers, or text. With a wanted kind, that or an error.
+/// What is said of a text cell that holds nothing.
+const EMPTY: &str = "the cell is empty";
+
+/// Text cells as a column: whole numbers, numbers, or text. With a wanted kind, that or the row that is not, and why.
 pub(crate) fn type_cells(cells: Vec<Bytes>, wanted: Option<&Kind>) -> (Kind, Result<Cells, (u64, String)>) {
+    let (kind, cells) = type_partial(cells, wanted);
+    let refused = |gap: Gap| (gap.row as u64, gap.fault.unwrap_or_else(|| EMPTY.to_owned()));
+    (kind, cells.whole().map_err(refused))
+}
+
+/// The same with a gap for each cell that is empty or of another kind. Without a wanted kind it is that of the cells that
+/// are there.
+pub(crate) fn type_partial(cells: Vec<Bytes>, wanted: Option<&Kind>) -> (Kind, PartialCells) {
+    fn parsed<T: std::str::FromStr>(cell: &Bytes) -> Option<T> {
+        std::str::from_utf8(cell).ok()?.trim().parse().ok()
+    }
     fn all<T: std::str::FromStr>(cells: &[Bytes]) -> Option<Vec<T>> {
-        cells.iter().map(|c| std::str::from_utf8(c).ok()?.trim().parse().ok()).collect()
+        cells.iter().map(parsed).collect()
+    }
+    fn numbers<T: std::str::FromStr + Default>(
+        cells: &[Bytes],
+        is_number: impl Fn(&T) -> bool,
+        reason: impl Fn(&str) -> String,
+    ) -> (Vec<T>, Vec<Gap>) {
+        let (mut numbers, mut gaps) = (Vec::with_capacity(cells.len()), Vec::new());
+        for (row, cell) in cells.iter().enumerate() {
+            let number = parsed::<T>(cell).filter(&is_number);
+            if number.is_none() {
+                gaps.push(match cell.trim_ascii() {
+                    [] => Gap::missing(row),
+                    _ => Gap::fault(row, reason(&String::from_utf8_lossy(cell))),
+                });
+            }
+            numbers.push(number.unwrap_or_default());
+        }
+        (numbers, gaps)
     }
     let (integer, float) = (Kind::scalar(DType::I64), Kind::scalar(DType::F64));
+    // Other kinds are told as if none were wanted, which whoever wants them compares.
+    let wanted = wanted.filter(|kind| **kind == Kind::Text || **kind == integer || **kind == float);
     let may_be = |kind: &Kind| wanted.is_none_or(|wanted| wanted == kind);
-    let empty = cells.iter().position(|c| c.is_empty());
-    if let Some(blank) = cells.iter().position(|c| c.trim_ascii().is_empty()) {
-        let filled = || cells.iter().filter(|c| !c.trim_ascii().is_empty()).cloned().collect();
-        let kind = wanted.cloned().unwrap_or_else(|| type_cells(filled(), None).0);
-        // Blanks are text among text, and no number among numbers.
-        if let Some(row) = if kind == Kind::Text { empty } else { Some(blank) } {
-            return (kind, Err((row as u64, "the cell is empty".into())));
-        }
-    }
     if may_be(&integer)
         && let Some(integers) = all::<i64>(&cells)
     {
-        return (integer, Ok(Cells::Numbers(Tensor::vector(&integers))));
+        return (integer, Cells::Numbers(Tensor::vector(&integers)).into());
     }
     if may_be(&float)
-        && let Some(floats) = all::<f64>(&cells)
+        && let Some(floats) = all::<f64>(&cells).filter(|floats| floats.iter().all(|v| v.is_finite()))
     {
-        if let Some(row) = floats.iter().position(|v| !v.is_finite()) {
-            let cell = String::from_utf8_lossy(&cells[row]).into_owned();
-            return (float, Err((row as u64, format!("`{cell}` is not a finite number"))));
-        }
-        return (float, Ok(Cells::Numbers(Tensor::vector(&floats))));
+        return (float, Cells::Numbers(Tensor::vector(&floats)).into());
     }
-    let text = cells.iter().map(|c| crate::source::cells::check_text(c)).position(|r| r.is_err());
-    match (wanted, text) {
-        (None | Some(Kind::Text), None) => (Kind::Text, Ok(Cells::Bytes(cells))),
-        (None | Some(Kind::Text), Some(row)) => (Kind::Text, Err((row as u64, "is not UTF-8".into()))),
-        (Some(kind), _) => {
-            let fits = |cell: &Bytes| match kind {
-                kind if *kind == integer => all::<i64>(std::slice::from_ref(cell)).is_some(),
-                _ => all::<f64>(std::slice::from_ref(cell)).is_some(),
-            };
-            let row = cells.iter().position(|cell| !fits(cell)).unwrap_or(0);
-            let cell = cells.get(row).map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default();
-            (kind.clone(), Err((row as u64, format!("`{cell:.40}` is not {kind}"))))
+    // Blanks are text among text, and no number among numbers.
+    let filled = || cells.iter().filter(|cell| !cell.trim_ascii().is_empty());
+    let kind = wanted.cloned().unwrap_or_else(|| {
+        if filled().all(|cell| parsed::<i64>(cell).is_some()) {
+            integer.clone()
+        } else if filled().all(|cell| parsed::<f64>(cell).is_some()) {
+            float.clone()
+        } else {
+            Kind::Text
         }
-    }
+    });
+    let (cells, gaps) = if kind == Kind::Text {
+        let gap = |(row, cell): (usize, &Bytes)| match (cell.is_empty(), check_text(cell)) {
+            (true, _) => Some(Gap::missing(row)),
+            (false, Err(_)) => Some(Gap::fault(row, "is not UTF-8")),
+            (false, Ok(())) => None,
+        };
+        let gaps = cells.iter().enumerate().filter_map(gap).collect();
+        (Cells::Bytes(cells), gaps)
+    } else if kind == integer {
+        let (numbers, gaps) = numbers::<i64>(&cells, |_| true, |cell| format!("`{cell:.40}` is not {integer}"));
+        (Cells::Numbers(Tensor::vector(&numbers)), gaps)
+    } else {
+        let reason = |cell: &str| match cell.trim().parse::<f64>() {
+            Ok(_) => format!("`{cell:.40}` is not a finite number"),
+            Err(_) => format!("`{cell:.40}` is not {float}"),
+        };
+        let (numbers, gaps) = numbers::<f64>(&cells, |number| number.is_finite(), reason);
+        (Cells::Numbers(Tensor::vector(&numbers)), gaps)
+    };
+    (kind, PartialCells::new(cells, gaps))
 }

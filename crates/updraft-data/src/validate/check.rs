@@ -7,16 +7,17 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::near;
 use super::rules::{ColumnRules, Rules};
+use super::search::read_apart;
 use crate::error::DataError;
 use crate::personal::{self, PersonalKind};
 use crate::picture::{Picture, Workspace};
-use crate::rows::Cells;
+use crate::rows::{Cells, Gap, PartialCells};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::ShardReader;
 use crate::statistics::{CellValue, ColumnSummary, numbers_of};
 
-/// Reads spent on finding the rows of a block that cannot be read; what is left then counts as unreadable together.
-const SEARCH_READS: usize = 64;
+/// Rows in which a cell is looked for that tells whether a column of bytes holds pictures.
+const FIRST_ROWS: u64 = 64;
 
 /// Places of personal data that a block hands on for the report, for each column.
 const PLACES_OF_BLOCK: usize = 20;
@@ -69,7 +70,7 @@ pub(super) struct PersonalCells {
 }
 
 impl Checker {
-    /// Looks at the first row to see which columns hold pictures.
+    /// Looks at the first cells to see which columns hold pictures.
     pub(super) fn new(rules: &Rules, reader: &dyn ShardReader, with_near: bool) -> Result<Checker, DataError> {
         let schema = reader.schema().clone();
         let columns: Vec<ColumnRules> =
@@ -77,7 +78,7 @@ impl Checker {
         let mut pictures = Vec::with_capacity(columns.len());
         for (at, (column, rules)) in schema.columns.iter().zip(&columns).enumerate() {
             let first = match column.kind {
-                Kind::Bytes if rules.decode.is_none() && reader.rows() > 0 => reader.read(&[at], &[0])?.pop(),
+                Kind::Bytes if rules.decode.is_none() => first_cell(reader, at)?,
                 _ => None,
             };
             let shows = |cells: &Cells| match cells {
@@ -109,7 +110,13 @@ impl Checker {
                 DataError::Loader(format!("{} has no column `{name}` to compare rows by", reader.place(0)))
             })?);
         }
-        let cells = reader.read(&places, &rows)?;
+        let cells = reader.read_partial(&places, &rows)?;
+        for (at, cells) in self.identity.iter().zip(&cells) {
+            if let Some((row, reason)) = cells.fault() {
+                let (sample, column) = (reader.place(rows[row]), self.schema.columns[*at].name.clone());
+                return Err(DataError::Sample { sample, column, reason: reason.to_owned() });
+            }
+        }
         let all: Vec<usize> = (0..cells.len()).collect();
         Ok((0..rows.len()).map(|row| row_hash(&cells, &all, row)).collect())
     }
@@ -127,45 +134,41 @@ impl Checker {
             personal: Vec::new(),
         };
         let columns: Vec<usize> = (0..self.schema.columns.len()).collect();
-        let mut reads = 0;
-        // The ranges that are still to be read, the first one last.
-        let mut ranges = vec![rows];
-        while let Some(range) = ranges.pop() {
-            if range.is_empty() {
-                continue;
+        let numbers: Vec<u64> = rows.collect();
+        read_apart(reader, &columns, &numbers, |numbers, read| {
+            match read {
+                Ok(cells) => self.check_rows(numbers, &cells, &mut part)?,
+                Err(error) => part.bad.extend(numbers.iter().map(|row| unreadable(*row, None, &error.to_string()))),
             }
-            reads += 1;
-            let numbers: Vec<u64> = range.clone().collect();
-            match reader.read(&columns, &numbers) {
-                Ok(cells) => self.check_rows(&numbers, &cells, &mut part)?,
-                Err(error) if !error.is_about_content() => return Err(error),
-                Err(_) if numbers.len() > 1 && reads < SEARCH_READS => {
-                    let middle = range.start + (range.end - range.start) / 2;
-                    ranges.push(middle..range.end);
-                    ranges.push(range.start..middle);
-                }
-                Err(error) => {
-                    let reason = format!("cannot be read: {error}");
-                    let breach =
-                        |row: &u64| Breach { row: *row, column: None, rule: "unreadable", reason: reason.clone() };
-                    part.bad.extend(numbers.iter().map(breach));
-                }
-            }
-        }
+            Ok(())
+        })?;
         Ok(part)
     }
 
-    fn check_rows(&self, numbers: &[u64], cells: &[Cells], part: &mut Part) -> Result<(), DataError> {
+    fn check_rows(&self, numbers: &[u64], cells: &[PartialCells], part: &mut Part) -> Result<(), DataError> {
+        let broken = broken_rows(cells);
+        part.bad.extend(broken.iter().map(|(row, reason)| unreadable(numbers[*row], None, reason)));
         for (at, (column, cells)) in self.schema.columns.iter().zip(cells).enumerate() {
-            part.summaries[at].push(cells)?;
-            self.check_column(at, &column.kind, numbers, cells, part)?;
-            if self.columns[at].unique {
-                let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
-                part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
+            part.summaries[at].push_partial(cells)?;
+            for Gap { row, fault } in &cells.gaps {
+                match fault {
+                    Some(_) if broken.binary_search_by_key(row, |(row, _)| *row).is_ok() => {}
+                    Some(reason) => part.bad.push(unreadable(numbers[*row], Some(at), reason)),
+                    None if self.columns[at].required => part.bad.push(missing(numbers[*row], at)),
+                    None => {}
+                }
             }
+            if cells.gaps.is_empty() {
+                self.check_column(at, &column.kind, numbers, &cells.cells, part)?;
+                continue;
+            }
+            let there = numbers.iter().enumerate().filter(|(row, _)| cells.gap(*row).is_none());
+            let there: Vec<u64> = there.map(|(_, number)| *number).collect();
+            self.check_column(at, &column.kind, &there, &cells.present(), part)?;
         }
-        let hash = |row: usize| row_hash(cells, &self.identity, row);
-        part.hashes.extend(numbers.iter().enumerate().map(|(row, number)| (*number, hash(row))));
+        let is_broken = |row: usize| cells.iter().any(|c| c.gap(row).is_some_and(|gap| gap.fault.is_some()));
+        let rows = numbers.iter().enumerate().filter(|(row, _)| !is_broken(*row));
+        part.hashes.extend(rows.map(|(row, number)| (*number, row_hash(cells, &self.identity, row))));
         Ok(())
     }
 
@@ -179,12 +182,16 @@ impl Checker {
     ) -> Result<(), DataError> {
         let rules = &self.columns[at];
         let breach = |row: &u64, (rule, reason): Broken| Breach { row: *row, column: Some(at), rule, reason };
+        if rules.unique {
+            let hash = |row: usize| cell_bytes(cells, row).map_or(0, xxh3_128);
+            part.unique.extend(numbers.iter().enumerate().map(|(row, number)| (at, *number, hash(row))));
+        }
         match cells {
             Cells::Bytes(cells) => {
                 let mut workspace = Workspace::default();
                 for (number, cell) in numbers.iter().zip(cells) {
                     if cell.is_empty() {
-                        part.bad.extend(rules.required.then(|| breach(number, ("missing", "is missing".into()))));
+                        part.bad.extend(rules.required.then(|| missing(*number, at)));
                         continue;
                     }
                     part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
@@ -265,6 +272,40 @@ impl Checker {
     }
 }
 
+fn missing(row: u64, column: usize) -> Breach {
+    Breach { row, column: Some(column), rule: "missing", reason: "is missing".into() }
+}
+
+fn unreadable(row: u64, column: Option<usize>, reason: &str) -> Breach {
+    Breach { row, column, rule: "unreadable", reason: format!("cannot be read: {reason}") }
+}
+
+/// The rows of which several columns cannot be read, all for the same reason: a fault of the row and of no column.
+fn broken_rows(cells: &[PartialCells]) -> Vec<(usize, String)> {
+    let [first, others @ ..] = cells else { return Vec::new() };
+    let same = |gap: &&Gap| others.iter().all(|cells| cells.gap(gap.row).is_some_and(|other| other.fault == gap.fault));
+    let rows = first.gaps.iter().filter(|_| !others.is_empty()).filter(same);
+    rows.filter_map(|gap| Some((gap.row, gap.fault.clone()?))).collect()
+}
+
+/// The first cell of a column that is there and can be read, where that is soon.
+fn first_cell(reader: &dyn ShardReader, column: usize) -> Result<Option<Cells>, DataError> {
+    for row in 0..reader.rows().min(FIRST_ROWS) {
+        match reader.read_partial(&[column], &[row]) {
+            Ok(mut read) => {
+                if let Some(PartialCells { cells, gaps }) = read.pop()
+                    && gaps.is_empty()
+                {
+                    return Ok(Some(cells));
+                }
+            }
+            Err(error) if !error.is_about_content() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
 fn outside_length(rules: &ColumnRules, length: usize) -> Option<Broken> {
     let length = length as u64;
     let few = rules.length_min.filter(|min| length < *min).map(|min| format!("has a length of {length}, under {min}"));
@@ -315,12 +356,13 @@ fn cell_bytes(cells: &Cells, row: usize) -> Option<&[u8]> {
     }
 }
 
-/// The hash of some columns of a row: each cell's length, then its bytes.
-fn row_hash(cells: &[Cells], columns: &[usize], row: usize) -> u128 {
+/// The hash of some columns of a row: each cell's length, then its bytes. What is missing has a length that no cell has.
+fn row_hash(cells: &[PartialCells], columns: &[usize], row: usize) -> u128 {
     let mut bytes = Vec::new();
     for at in columns {
-        let cell = cell_bytes(&cells[*at], row).unwrap_or(&[]);
-        bytes.extend_from_slice(&(cell.len() as u64).to_le_bytes());
+        let cell = cell_bytes(&cells[*at].cells, row).unwrap_or(&[]);
+        let length = if cells[*at].gap(row).is_some() { u64::MAX } else { cell.len() as u64 };
+        bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(cell);
     }
     xxh3_128(&bytes)

@@ -8,9 +8,10 @@ use serde_json::json;
 use updraft_store::Objects;
 
 use crate::error::DataError;
-use crate::rows::{Cells, Rows};
+use crate::rows::{Cells, PartialCells, Rows};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::shard::{ShardFormat, ShardReader};
+use crate::validate::search::read_apart;
 use crate::write::{ShardWriter, WriteOptions, writer};
 
 /// The column that says where a row lay.
@@ -19,11 +20,14 @@ const PLACE: &str = "quarantine_place";
 /// The column that says what is wrong with it, a line each.
 const REASONS: &str = "quarantine_reasons";
 
+/// The column that names the columns without a cell in it, a line each: what stands there (NaN, zero, nothing) is none.
+const MISSING: &str = "quarantine_missing";
+
 /// Rows that are read and written at once.
 const CHUNK_ROWS: usize = 512;
 
-/// Puts rows, given by shard and number, into shards `quarantine-….<format>` with two more columns. Rows that cannot be
-/// read are listed in `unreadable.jsonl`, with their places and reasons. Gives the keys of what was put.
+/// Puts rows, given by shard and number, into shards `quarantine-….<format>` with three more columns. Rows of which nothing
+/// can be read are listed in `unreadable.jsonl`, with their places and reasons. Gives the keys of what was put.
 pub fn quarantine(
     shards: &[Arc<dyn ShardReader>],
     bad: &BTreeMap<(usize, u64), Vec<String>>,
@@ -33,7 +37,7 @@ pub fn quarantine(
     let Some(first) = shards.first() else { return Ok(Vec::new()) };
     let source = first.schema();
     let mut columns = source.columns.clone();
-    columns.extend([PLACE, REASONS].map(|name| Column { name: name.to_owned(), kind: Kind::Text }));
+    columns.extend([PLACE, REASONS, MISSING].map(|name| Column { name: name.to_owned(), kind: Kind::Text }));
     let schema = Arc::new(Schema::new(columns).map_err(DataError::Loader)?);
     let all: Vec<usize> = (0..source.columns.len()).collect();
     let options = WriteOptions::default();
@@ -44,31 +48,40 @@ pub fn quarantine(
         let reader = &shards[of_shard[0].0.0];
         for chunk in of_shard.chunks(CHUNK_ROWS) {
             let numbers: Vec<u64> = chunk.iter().map(|((_, row), _)| *row).collect();
-            // One row that cannot be read would hide the others.
-            let parts: Vec<(Vec<usize>, Vec<Cells>)> = match reader.read(&all, &numbers) {
-                Ok(cells) => vec![((0..numbers.len()).collect(), cells)],
-                Err(error) if !error.is_about_content() => return Err(error),
-                Err(_) => {
-                    let mut parts = Vec::new();
-                    for (at, number) in numbers.iter().enumerate() {
-                        match reader.read(&all, &[*number]) {
-                            Ok(cells) => parts.push((vec![at], cells)),
-                            Err(error) if !error.is_about_content() => return Err(error),
-                            Err(_) => {
-                                let line = json!({ "place": reader.place(*number), "reasons": chunk[at].1 });
-                                unreadable.push_str(&format!("{line}\n"));
-                            }
-                        }
-                    }
-                    parts
-                }
-            };
-            for (places, mut cells) in parts {
-                let text = |of: &dyn Fn(usize) -> String| {
-                    Cells::Bytes(places.iter().map(|at| Bytes::from(of(*at).into_bytes())).collect())
+            let mut parts: Vec<(Vec<usize>, Vec<PartialCells>)> = Vec::new();
+            read_apart(reader.as_ref(), &all, &numbers, |part, read| {
+                let first = numbers.partition_point(|number| *number < part[0]);
+                let is_readable = |row: &usize| match &read {
+                    Ok(cells) => !cells.iter().all(|cells| cells.gap(*row).is_some_and(|gap| gap.fault.is_some())),
+                    Err(_) => false,
                 };
-                cells.push(text(&|at| reader.place(numbers[at])));
-                cells.push(text(&|at| chunk[at].1.join("\n")));
+                let (kept, lost): (Vec<usize>, Vec<usize>) = (0..part.len()).partition(is_readable);
+                for row in lost {
+                    let line = json!({ "place": reader.place(part[row]), "reasons": chunk[first + row].1 });
+                    unreadable.push_str(&format!("{line}\n"));
+                }
+                if let Ok(cells) = &read
+                    && !kept.is_empty()
+                {
+                    let cells = cells.iter().map(|cells| cells.gather(&kept)).collect();
+                    parts.push((kept.into_iter().map(|row| first + row).collect(), cells));
+                }
+                Ok(())
+            })?;
+            for (places, read) in parts {
+                let text = |of: &dyn Fn(usize) -> String| {
+                    Cells::Bytes((0..places.len()).map(|row| Bytes::from(of(row).into_bytes())).collect())
+                };
+                let missing = |row: usize| {
+                    let columns = source.columns.iter().zip(&read).filter(|(_, cells)| cells.gap(row).is_some());
+                    columns.map(|(column, _)| column.name.as_str()).collect::<Vec<_>>().join("\n")
+                };
+                let added = [
+                    text(&|row| reader.place(numbers[places[row]])),
+                    text(&|row| chunk[places[row]].1.join("\n")),
+                    text(&missing),
+                ];
+                let cells = read.into_iter().map(|cells| cells.cells).chain(added).collect();
                 let rows = Rows::new(schema.clone(), cells).map_err(DataError::Loader)?;
                 let shard = match &mut open {
                     Some(shard) => shard,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use updraft_graph::{DType, Tensor};
 
-use crate::rows::{Cells, tensor_of};
+use crate::rows::{Cells, Gap, PartialCells, tensor_of};
 use crate::schema::Kind;
 use crate::source::jsonl::{Walk, decoded};
 use crate::source::whole::TableColumn;
@@ -40,13 +40,12 @@ enum Stop {
     Memory(String),
 }
 
-/// A row that has no cell: its number, and what is wrong with what is there; nothing where it is null.
-type Gap = (usize, Option<String>);
-
 pub(super) struct ColumnBuilder {
     wanted: Option<Kind>,
     made: Made,
     gaps: Vec<Gap>,
+    /// The row behind the last that was taken.
+    rows: usize,
 }
 
 enum Made {
@@ -71,7 +70,7 @@ impl ColumnBuilder {
             Some(Kind::Number { dtype, shape }) => Made::Numbers(numbers(dtype, shape.clone(), None)),
             Some(Kind::List { dtype }) => Made::Numbers(numbers(dtype, vec![0], Some(Vec::new()))),
         };
-        ColumnBuilder { wanted: wanted.cloned(), made, gaps: Vec::new() }
+        ColumnBuilder { wanted: wanted.cloned(), made, gaps: Vec::new(), rows: 0 }
     }
 
     /// Takes the value at the position as the cell of a row, and passes over it. What does not fit is a gap.
@@ -79,13 +78,15 @@ impl ColumnBuilder {
     /// # Errors
     /// Where it takes more memory than there is.
     pub(super) fn push(&mut self, walk: &mut Walk<'_>, row: usize, memory: &mut Memory) -> Result<(), String> {
+        self.lacks(row, memory)?;
+        self.rows = row + 1;
         let first = walk.peek();
         let start = walk.at;
         let taken = match first {
             b'"' => self.push_text(walk, row, memory),
             b'n' => {
                 walk.skip();
-                self.gap((row, None), memory)
+                self.gap(Gap::missing(row), memory)
             }
             b'{' => {
                 Err(Stop::Fault("holds an object; text, numbers, booleans and arrays of numbers are read".to_owned()))
@@ -96,7 +97,7 @@ impl ColumnBuilder {
             Err(Stop::Fault(reason)) => {
                 walk.at = start;
                 walk.skip();
-                self.gap((row, Some(reason)), memory)
+                self.gap(Gap::fault(row, reason), memory)
             }
             taken => taken,
         };
@@ -106,7 +107,7 @@ impl ColumnBuilder {
     }
 
     fn gap(&mut self, gap: Gap, memory: &mut Memory) -> Result<(), Stop> {
-        memory.take(1, 2 * size_of::<Gap>() + gap.1.as_ref().map_or(0, String::len))?;
+        memory.take(1, 2 * size_of::<Gap>() + gap.fault.as_ref().map_or(0, String::len))?;
         self.gaps.push(gap);
         Ok(())
     }
@@ -138,7 +139,7 @@ impl ColumnBuilder {
         if is_first && taken.is_err() {
             self.made = Made::Nothing;
         }
-        rounded.into_iter().try_for_each(|(row, reason)| self.gap((row, Some(reason)), memory))?;
+        rounded.into_iter().try_for_each(|(row, reason)| self.gap(Gap::fault(row, reason), memory))?;
         taken
     }
 
@@ -156,21 +157,31 @@ impl ColumnBuilder {
         }
     }
 
-    /// The column of so many rows, or the first row that is wrong and why.
+    /// The rows up to this one had no value.
+    fn lacks(&mut self, row: usize, memory: &mut Memory) -> Result<(), String> {
+        let missing = (self.rows..row).try_for_each(|row| self.gap(Gap::missing(row), memory));
+        missing.map_err(|stop| match stop {
+            Stop::Fault(reason) | Stop::Memory(reason) => reason,
+        })
+    }
+
+    /// The column of so many rows.
     pub(super) fn finish(mut self, name: String, rows: usize, memory: &mut Memory) -> Result<TableColumn, String> {
+        self.lacks(rows, memory)?;
         let kind = self.kind();
-        if let Some((row, fault)) = self.gaps.into_iter().min_by_key(|(row, _)| *row) {
-            let fault = fault.unwrap_or_else(|| "has no value".into());
-            return Ok(TableColumn { name, kind, cells: Err((row as u64, fault)) });
-        }
+        let reason = |stop| match stop {
+            Stop::Fault(reason) | Stop::Memory(reason) => reason,
+        };
         let cells = match &mut self.made {
             Made::Nothing => Cells::Bytes(vec![Bytes::new(); rows]),
-            Made::Text(cells) => Cells::Bytes(std::mem::take(cells)),
-            Made::Numbers(numbers) => numbers.finish(rows, memory).map_err(|stop| match stop {
-                Stop::Fault(reason) | Stop::Memory(reason) => reason,
-            })?,
+            Made::Text(cells) => {
+                memory.take(rows - cells.len(), 2 * size_of::<Bytes>()).map_err(reason)?;
+                cells.resize(rows, Bytes::new());
+                Cells::Bytes(std::mem::take(cells))
+            }
+            Made::Numbers(numbers) => numbers.finish(rows, memory).map_err(reason)?,
         };
-        Ok(TableColumn { name, kind, cells: Ok(cells) })
+        Ok(TableColumn { name, kind, cells: PartialCells::new(cells, self.gaps) })
     }
 }
 

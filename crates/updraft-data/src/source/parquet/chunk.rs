@@ -5,11 +5,12 @@ use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalTyp
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::schema::types::{ColumnDescriptor, Type};
-use updraft_base::units;
 use updraft_graph::{DType, Element, Tensor};
 
-use crate::rows::Cells;
+use crate::error::Refusal;
+use crate::rows::{Cells, Gap, PartialCells};
 use crate::schema::Kind;
+use crate::source::cells::check_text;
 
 /// What a leaf of the schema holds: bytes, text, or numbers of a type.
 pub(super) enum Leaf {
@@ -75,7 +76,7 @@ fn empty_level(root: &Type, leaf: &ColumnDescriptor) -> i16 {
 }
 
 /// Reads the rows of the chunk that are asked for.
-pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells, String> {
+pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<PartialCells, Refusal> {
     use ColumnReader::*;
     use ConvertedType as C;
     let leaf = chunk.leaf;
@@ -89,9 +90,9 @@ pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells
         (ByteArrayColumnReader(r), C::NONE | C::UTF8 | C::ENUM | C::JSON | C::BSON) => chunk.bytes(r, |v| v),
         (FixedLenByteArrayColumnReader(r), C::NONE) => chunk.bytes(r, |v| v.into()),
         (BoolColumnReader(r), C::NONE) => {
-            let (values, lengths) = chunk.values(r)?;
+            let Values { values, lengths, gaps } = chunk.values(r)?;
             let bytes: Vec<u8> = values.into_iter().map(u8::from).collect();
-            chunk.shape(DType::Bool, &bytes, lengths)
+            Ok(chunk.shape(DType::Bool, &bytes, lengths, gaps)?)
         }
         (Int32ColumnReader(r), C::NONE | C::INT_32) => chunk.numbers(r, Ok),
         (Int32ColumnReader(r), C::INT_8) => chunk.numbers(r, narrow::<_, i8>),
@@ -104,7 +105,7 @@ pub(super) fn decode_column(reader: ColumnReader, chunk: &Chunk) -> Result<Cells
         (Int64ColumnReader(r), C::UINT_64) => chunk.numbers(r, |v| Ok(v.cast_unsigned())),
         (FloatColumnReader(r), C::NONE) => chunk.numbers(r, Ok),
         (DoubleColumnReader(r), C::NONE) => chunk.numbers(r, Ok),
-        _ => Err(unsupported(leaf)),
+        _ => Err(unsupported(leaf).into()),
     }
 }
 
@@ -131,8 +132,14 @@ pub(super) struct Chunk<'a> {
     pub memory_bytes: u64,
 }
 
-/// Values, and how many each row has where rows are lists.
-type Values<T> = (Vec<T>, Option<Vec<usize>>);
+/// The values that are there.
+struct Values<T> {
+    values: Vec<T>,
+    /// How many each row has, where rows are lists.
+    lengths: Option<Vec<usize>>,
+    /// Rows without a value, or with a list that lacks some.
+    gaps: Vec<Gap>,
+}
 
 impl Chunk<'_> {
     /// The number of rows asked for.
@@ -151,7 +158,6 @@ impl Chunk<'_> {
         at as u64
     }
 
-    /// The values of all rows, and how many each row has where rows are lists.
     fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>) -> Result<Values<T::T>, String> {
         let Chunk { runs, leaf, .. } = *self;
         let rows = self.rows();
@@ -179,57 +185,73 @@ impl Chunk<'_> {
                 read += records;
             }
         }
-        let lengths = if nested == 0 {
-            if let Some(at) = definitions.iter().position(|d| *d < present) {
-                return Err(format!("row {} has no value", self.row(at)));
-            }
-            None
+        let (lengths, gaps) = if nested == 0 {
+            let missing = definitions.iter().enumerate().filter(|(_, definition)| **definition < present);
+            (None, missing.map(|(at, _)| Gap::missing(at)).collect())
         } else {
-            Some(self.lengths(&definitions, &repetitions)?)
+            let (lengths, gaps) = self.lengths(&definitions, &repetitions)?;
+            (Some(lengths), gaps)
         };
         // Levels can say that values are there which are not.
-        let claimed = lengths.as_ref().map_or(rows, |lengths| lengths.iter().sum());
-        if values.len() != claimed || lengths.as_ref().is_some_and(|l| l.len() != rows) {
+        let claimed = match &lengths {
+            Some(lengths) => Some(lengths.iter().sum()),
+            None => rows.checked_sub(gaps.len()),
+        };
+        if Some(values.len()) != claimed || lengths.as_ref().is_some_and(|l| l.len() != rows) {
             return Err(format!("{} values for {rows} rows", values.len()));
         }
-        Ok((values, lengths))
+        Ok(Values { values, lengths, gaps })
     }
 
-    /// The lengths of all lists, whose first elements are marked by a repetition level of 0.
-    fn lengths(&self, definitions: &[i16], repetitions: &[i16]) -> Result<Vec<usize>, String> {
+    /// The lengths of all lists, whose first elements are marked by a repetition level of 0, and those that lack something.
+    fn lengths(&self, definitions: &[i16], repetitions: &[i16]) -> Result<(Vec<usize>, Vec<Gap>), String> {
         let (present, empty) = (self.leaf.max_def_level(), empty_level(self.root, self.leaf));
         let mut lengths: Vec<usize> = Vec::with_capacity(self.rows());
+        let mut gaps: Vec<Gap> = Vec::new();
         for (at, repetition) in repetitions.iter().enumerate() {
             // Without nulls there are no definition levels.
             let definition = definitions.get(at).copied().unwrap_or(present);
             if *repetition == 0 {
                 lengths.push(0);
             }
-            let row = self.row(lengths.len().saturating_sub(1));
+            let row = lengths.len().checked_sub(1).ok_or("its first list has no start")?;
             match lengths.last_mut() {
                 Some(length) if definition == present => *length += 1,
                 Some(_) if definition == empty && *repetition == 0 => {}
-                _ => return Err(format!("row {row} has no value")),
+                _ if definition < empty && *repetition == 0 => gaps.push(Gap::missing(row)),
+                _ if gaps.last().is_none_or(|gap| gap.row != row) => {
+                    gaps.push(Gap::fault(row, "has no value for an element of its list"));
+                }
+                _ => {}
             }
         }
-        Ok(lengths)
+        Ok((lengths, gaps))
     }
 
     /// Elements in native order as the cells of the kind wanted.
-    fn shape(&self, dtype: DType, bytes: &[u8], lengths: Option<Vec<usize>>) -> Result<Cells, String> {
+    fn shape(
+        &self,
+        dtype: DType,
+        bytes: &[u8],
+        lengths: Option<Vec<usize>>,
+        mut gaps: Vec<Gap>,
+    ) -> Result<PartialCells, String> {
         let failed = |e: updraft_graph::TensorError| e.to_string();
-        match (self.kind, lengths) {
+        let cells = match (self.kind, lengths) {
             (Kind::Number { dtype: wanted, shape }, lengths) if *wanted == dtype => {
                 let expected: usize = shape.iter().product();
-                let ragged = lengths.iter().flatten().position(|length| *length != expected);
-                if let (Some(row), Some(lengths)) = (ragged, &lengths) {
-                    let (row, length) = (self.row(row), lengths[row]);
-                    return Err(format!(
-                        "holds lists of different lengths: {length} in row {row}, {expected} expected"
-                    ));
+                for (row, length) in lengths.iter().flatten().enumerate().filter(|(_, length)| **length != expected) {
+                    let reason = format!("holds lists of different lengths: {length} here, {expected} expected");
+                    gaps.push(Gap::fault(row, reason));
                 }
                 let shape = [&[self.rows()], shape.as_slice()].concat();
-                Tensor::from_bytes(dtype, &shape, bytes).map(Cells::Numbers).map_err(failed)
+                if gaps.is_empty() {
+                    Tensor::from_bytes(dtype, &shape, bytes).map(Cells::Numbers).map_err(failed)?
+                } else {
+                    gaps.sort_by_key(|gap| gap.row);
+                    let spread = self.spread(bytes, dtype.size_in_memory(), lengths.as_deref(), &gaps)?;
+                    Tensor::from_bytes(dtype, &shape, &spread).map(Cells::Numbers).map_err(failed)?
+                }
             }
             (Kind::List { dtype: wanted }, Some(lengths)) if *wanted == dtype => {
                 let (mut lists, mut rest) = (Vec::with_capacity(lengths.len()), bytes);
@@ -239,61 +261,116 @@ impl Chunk<'_> {
                     lists.push(Tensor::from_bytes(dtype, &[length], list).map_err(failed)?);
                     rest = behind;
                 }
-                Ok(Cells::Lists(lists))
+                Cells::Lists(lists)
             }
-            (kind, _) => Err(format!("holds {dtype}, not {kind}")),
+            (kind, _) => return Err(format!("holds {dtype}, not {kind}")),
+        };
+        Ok(PartialCells::new(cells, gaps))
+    }
+
+    /// Elements with zeros in the place of rows that have none, or too few or too many. `gaps` rise.
+    fn spread(
+        &self,
+        bytes: &[u8],
+        element_bytes: usize,
+        lengths: Option<&[usize]>,
+        gaps: &[Gap],
+    ) -> Result<Vec<u8>, String> {
+        let row_bytes = self.kind.row_bytes().ok_or("rows of it have no length")?;
+        let rows = self.rows();
+        // The shape is only claimed, and rows without elements take none of the file.
+        let needed = row_bytes.checked_mul(rows).filter(|needed| *needed as u64 <= self.memory_bytes);
+        let needed = needed.ok_or_else(|| gaps[0].refusal(self.row(gaps[0].row)))?;
+        let (mut spread, mut rest) = (Vec::with_capacity(needed), bytes);
+        let mut gaps = gaps.iter().peekable();
+        for row in 0..rows {
+            let mut is_missing = false;
+            while let Some(gap) = gaps.next_if(|gap| gap.row == row) {
+                is_missing |= gap.fault.is_none();
+            }
+            let own_bytes = match lengths {
+                Some(lengths) => lengths[row] * element_bytes,
+                None if is_missing => 0,
+                None => row_bytes,
+            };
+            let (own, behind) = rest.split_at_checked(own_bytes).ok_or("its rows pass the end of its values")?;
+            rest = behind;
+            if own_bytes == row_bytes {
+                spread.extend_from_slice(own);
+            } else {
+                spread.resize(spread.len() + row_bytes, 0);
+            }
         }
+        Ok(spread)
     }
 
     fn numbers<T: DataType, E: Element>(
         &self,
         reader: ColumnReaderImpl<T>,
         convert: impl Fn(T::T) -> Result<E, String>,
-    ) -> Result<Cells, String> {
-        let (values, lengths) = self.values(reader)?;
+    ) -> Result<PartialCells, Refusal> {
+        let Values { values, lengths, mut gaps } = self.values(reader)?;
         let mut converted = Vec::with_capacity(values.len());
+        let mut faults: Vec<(usize, String)> = Vec::new();
         for (at, value) in values.into_iter().enumerate() {
-            let row = || match &lengths {
-                None => at,
-                Some(lengths) => {
-                    let mut end = 0;
-                    let passes = |length: &usize| {
-                        end += length;
-                        end > at
-                    };
-                    lengths.iter().position(passes).unwrap_or(0)
-                }
-            };
-            converted.push(convert(value).map_err(|reason| format!("row {}: {reason}", self.row(row())))?);
+            converted.push(convert(value).unwrap_or_else(|reason| {
+                faults.push((at, reason));
+                E::zeroed()
+            }));
         }
-        self.shape(E::DTYPE, bytemuck::cast_slice(&converted), lengths)
+        if !faults.is_empty() {
+            let rows = self.rows_of_values(lengths.as_deref(), &gaps);
+            gaps.extend(faults.into_iter().map(|(at, reason)| Gap::fault(rows[at], reason)));
+        }
+        Ok(self.shape(E::DTYPE, bytemuck::cast_slice(&converted), lengths, gaps)?)
+    }
+
+    /// The row of each value that is there.
+    fn rows_of_values(&self, lengths: Option<&[usize]>, gaps: &[Gap]) -> Vec<usize> {
+        match lengths {
+            Some(lengths) => {
+                lengths.iter().enumerate().flat_map(|(row, length)| std::iter::repeat_n(row, *length)).collect()
+            }
+            None => {
+                let is_missing = |row: &usize| gaps.binary_search_by_key(row, |gap| gap.row).is_ok();
+                (0..self.rows()).filter(|row| !is_missing(row)).collect()
+            }
+        }
     }
 
     fn bytes<T: DataType>(
         &self,
         reader: ColumnReaderImpl<T>,
         convert: impl Fn(T::T) -> ByteArray,
-    ) -> Result<Cells, String> {
+    ) -> Result<PartialCells, Refusal> {
         if self.leaf.max_rep_level() > 0 {
             return Err("holds lists of texts or bytes; one for each row is read".into());
         }
-        let (values, _) = self.values(reader)?;
-        let mut cells = Vec::with_capacity(values.len());
-        let mut rest_bytes = self.memory_bytes;
-        for value in values {
-            let value = convert(value);
-            // A dictionary can repeat one long value for every row.
-            rest_bytes = rest_bytes.checked_sub(value.len() as u64).ok_or_else(|| {
-                format!("its values take more than memory_bytes = {}", units::bytes(self.memory_bytes))
-            })?;
+        let Values { values, mut gaps, .. } = self.values(reader)?;
+        let values: Vec<ByteArray> = values.into_iter().map(convert).collect();
+        // A dictionary can repeat one long value for every row.
+        let needed_bytes = values.iter().fold(0, |sum: u64, value| sum.saturating_add(value.len() as u64));
+        if needed_bytes > self.memory_bytes {
+            return Err(Refusal::Memory { needed_bytes, allowed_bytes: self.memory_bytes });
+        }
+        let missing: Vec<usize> = gaps.iter().map(|gap| gap.row).collect();
+        let mut missing = missing.into_iter().peekable();
+        let mut values = values.iter();
+        let mut cells = Vec::with_capacity(self.rows());
+        for row in 0..self.rows() {
+            if missing.next_if_eq(&row).is_some() {
+                cells.push(Bytes::new());
+                continue;
+            }
             // A copy, because a cell that shares its page would keep the page in memory uncounted.
-            let cell = Bytes::copy_from_slice(value.data());
-            if *self.kind == Kind::Text {
-                let row = self.row(cells.len());
-                crate::source::cells::check_text(&cell).map_err(|reason| format!("row {row}: {reason}"))?;
+            let cell = values.next().map(|value| Bytes::copy_from_slice(value.data())).unwrap_or_default();
+            if *self.kind == Kind::Text
+                && let Err(reason) = check_text(&cell)
+            {
+                gaps.push(Gap::fault(row, reason));
             }
             cells.push(cell);
         }
-        Ok(Cells::Bytes(cells))
+        Ok(PartialCells::new(Cells::Bytes(cells), gaps))
     }
 }

@@ -271,6 +271,7 @@ pub(crate) struct Decoder<'a> {
     next: Vec<usize>,
     found: Vec<bool>,
     elements: Vec<u8>,
+    absent: Vec<usize>,
 }
 
 impl<'a> Decoder<'a> {
@@ -281,12 +282,15 @@ impl<'a> Decoder<'a> {
             next: (1..=count + 1).collect(),
             found: vec![false; count],
             elements: Vec::new(),
+            absent: Vec::new(),
         }
     }
 
-    /// Appends one example. An error comes with the place of the column.
+    /// Appends one example; what it has no feature for is told by [`Decoder::absent`]. An error comes with the place of the
+    /// column.
     pub(crate) fn decode(&mut self, example: &Bytes, builders: &mut [CellsBuilder]) -> Result<(), (usize, String)> {
-        let Decoder { wanted, next, found, elements } = self;
+        let Decoder { wanted, next, found, elements, absent } = self;
+        absent.clear();
         found.fill(false);
         let mut failed_at = 0;
         let mut last = wanted.len();
@@ -319,10 +323,15 @@ impl<'a> Decoder<'a> {
                 Kind::List { dtype } => {
                     builders[column].push_le(*dtype, &[0], &[]).map_err(|reason| (column, reason))?;
                 }
-                _ => return Err((column, "the example has no such feature".into())),
+                _ => absent.push(column),
             }
         }
         Ok(())
+    }
+
+    /// The columns that the last example had no feature for; nothing was pushed to them.
+    pub(crate) fn absent(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.absent)
     }
 }
 

@@ -8,7 +8,7 @@ use updraft_base::Digest;
 use updraft_data::shards::Shards;
 use updraft_data::statistics::ColumnStatistics;
 use updraft_data::validate::{Rules, ValidateOptions, Validation, quarantine, validate};
-use updraft_data::{ShardFormat, ShardReader};
+use updraft_data::{DataError, ShardFormat, ShardReader};
 
 use super::inspect::{card, column_json};
 use super::{label_of, malformed, parse_bytes, read_text, summarized};
@@ -72,11 +72,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         output::check_writable(path)?;
     }
     let access = context.access();
-    let shards = Shards::open(&args.url, None, args.memory, &access)?;
+    let shards = Shards::open(&args.url, None, args.memory, &access).map_err(failure)?;
     let before = args.against.as_ref().map(|against| statistics_before(args, against, context)).transpose()?;
     let mut apart: Vec<Vec<Arc<dyn ShardReader>>> = Vec::new();
     for url in &args.apart_from {
-        apart.push(Shards::open(url, None, args.memory, &access)?.readers);
+        apart.push(Shards::open(url, None, args.memory, &access).map_err(failure)?.readers);
     }
     let options = ValidateOptions {
         threads: context.threads,
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         apart: &apart,
     };
     let task = context.progress.task("validate", shards.readers.iter().map(|r| r.rows()).sum(), "rows");
-    let validation = validate(&shards.readers, &rules, &options, |done| task.at(done, String::new))?;
+    let validation = validate(&shards.readers, &rules, &options, |done| task.at(done, String::new)).map_err(failure)?;
     task.finish();
     let quarantined = match &args.quarantine {
         Some(url) if !validation.quarantine.is_empty() => {
@@ -137,6 +137,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
             "`[limits]` of a rules file says how much may be wrong; `--quarantine` takes the rows out to be looked at",
         )
         .with_answer(answer))
+}
+
+/// A failure that names the setting where memory was too little: that says nothing about the data.
+fn failure(error: DataError) -> Failure {
+    let is_memory = matches!(error, DataError::Memory { .. });
+    let failure = Failure::from(error);
+    if is_memory { failure.hint("here `memory_bytes` is set by `--memory`") } else { failure }
 }
 
 /// Statistics of an earlier version, from its manifest or by reading it.
