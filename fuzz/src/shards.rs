@@ -49,6 +49,9 @@ const MEMORY_BYTES: u64 = 64 << 20;
 /// Rows that are read of a file that claims billions.
 const ROWS_MAX: u64 = 1 << 16;
 
+/// Blocks that are read whole.
+const BLOCKS_MAX: usize = 4;
+
 fn read(format: ShardFormat, key: &str, bytes: Bytes) {
     let objects: Arc<dyn ReadObjects> = Arc::new(Same { bytes, named: None });
     // Requests that cost nothing, so that rows are looked for alone.
@@ -61,6 +64,12 @@ fn read(format: ShardFormat, key: &str, bytes: Bytes) {
         Ok(reader) => reader,
         Err(error) => return names_it(&error),
     };
+    for (block, rows) in reader.blocks().iter().enumerate().take(BLOCKS_MAX) {
+        match reader.read_block(block) {
+            Ok(read) => assert_eq!(read.len() as u64, *rows),
+            Err(error) => names_it(&error),
+        }
+    }
     let rows: Vec<u64> = (0..reader.rows().min(ROWS_MAX)).collect();
     for (at, column) in reader.schema().columns.iter().enumerate() {
         match reader.read(&[at], &rows) {

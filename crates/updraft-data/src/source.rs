@@ -148,7 +148,7 @@ pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Resu
     let path = place.name.clone();
     let wanted = Wanted { names: (!names.is_empty()).then_some(names), path: &path };
     let opened = match local_format(config, &place)? {
-        Some(Format::Folder) => folder::open(&path, &wanted, access),
+        Some(Format::Folder) => folder::open(&path, &wanted, config.memory_bytes, access),
         Some(Format::Csv) => csv::open(&path, &wanted, config.memory_bytes),
         Some(Format::Npy) => numpy::open_npy(&path, &wanted, config.memory_bytes),
         Some(Format::Npz) => numpy::open_npz(&path, &wanted, config.memory_bytes),

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use updraft_data::{DataError, Dataset, DatasetConfig, Loader, LoaderOptions, read_npy, read_npz, write_npz};
+use updraft_data::shards::Shards;
+use updraft_data::{Access, DataError, Dataset, DatasetConfig, Loader, LoaderOptions, read_npy, read_npz, write_npz};
 use updraft_graph::{DType, Tensor};
 
 const MEMORY_BYTES: u64 = 1 << 20;
@@ -339,6 +340,42 @@ fn folders_give_classes_in_alphabetical_order_and_name_their_files() {
     let stray = folder(&[("a", "notes.txt", b"x")]);
     refused(stray.path(), "", &["notes.txt", "png, jpg, jpeg"]);
     refused(folder(&[]).path(), "", &["no samples"]);
+}
+
+#[test]
+fn labels_and_order_of_a_folder_are_those_of_its_url() {
+    let grey = std::fs::read(fixture("deep.png")).unwrap();
+    let other = std::fs::read(fixture("colour.jpg")).unwrap();
+    // All of these come before `/`, so sorted as keys the folders would come the other way round.
+    let dir = folder(&[
+        ("cat", "1.png", &grey),
+        ("cat", "1-b.png", &other),
+        ("cat-big", "2.png", &grey),
+        ("cat+dog", "3.png", &grey),
+        ("cat.old", "4.png", &grey),
+    ]);
+    let open = |recipe: String| Dataset::open(&toml::from_str(&recipe).unwrap(), Path::new("/")).unwrap();
+    let label = "[[tensors]]\nname = \"label\"";
+    let expected = ["cat", "cat+dog", "cat-big", "cat.old"].map(str::to_owned).to_vec();
+    let local = open(format!("path = {:?}\n{label}", dir.path()));
+    let pattern = open(format!("path = \"{}/*/*\"\nformat = \"folder\"\n{label}", dir.path().display()));
+    for dataset in [&local, &pattern] {
+        assert_eq!(dataset.facts().classes.as_ref(), Some(&expected));
+    }
+    let names = |dataset: &Dataset| (0..5).map(|row| dataset.sample_name(row)).collect::<Vec<_>>();
+    assert_eq!(names(&local), names(&pattern));
+}
+
+#[test]
+fn a_picture_larger_than_memory_is_refused_unread() {
+    let grey = std::fs::read(fixture("deep.png")).unwrap();
+    let dir = folder(&[("a", "1.png", &grey), ("a", "huge.jpg", b"")]);
+    // A file of nothing but a hole, larger than what a test could read.
+    std::fs::File::options().write(true).open(dir.path().join("a/huge.jpg")).unwrap().set_len(1 << 40).unwrap();
+    let words = ["huge.jpg", "1.00 TiB", "more than memory_bytes"];
+    refused(dir.path(), "memory_bytes = 67108864", &words);
+    let error = Shards::open(dir.path().to_str().unwrap(), None, 64 << 20, &Access::default()).err().unwrap();
+    assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 //!
 //! A file is a stream of messages between two magic numbers with a footer that lists them; `format/Message.fbs`,
 //! `Schema.fbs` and `File.fbs` of apache/arrow define both. A batch is a block. Read are numbers, booleans, text, bytes, and
-//! lists of numbers, whose buffers may be compressed; other columns are errors for those who want them.
+//! lists of numbers, whose buffers may be compressed, and codes that stand for values of a dictionary; other columns are
+//! errors for those who want them.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use bytes::Bytes;
 use updraft_graph::{DType, Tensor};
 
 use crate::error::{DataError, Refusal};
-use crate::rows::{Cells, Gap, PartialCells};
+use crate::rows::{Cells, Gap, PartialCells, tensor_of};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::arrow::flatbuffer::{Table, i64_at};
 use crate::source::cells::{check_text, to_native};
@@ -29,6 +31,15 @@ const METADATA_BYTES_MAX: u64 = 64 << 20;
 /// Fields nest this deep at most.
 const DEPTH_MAX: usize = 32;
 
+/// Fields of a schema with all that nest in them, at most.
+const FIELDS_MAX: usize = 1 << 16;
+
+/// Rows of a batch in which a column has no bytes, at most: nothing but the claim says that they are there.
+const WIDTHLESS_ROWS_MAX: u64 = 1 << 20;
+
+/// Bytes of the number of a row, by which rows are asked for.
+const ROW_NUMBER_BYTES: u64 = size_of::<u64>() as u64;
+
 /// One file or stream.
 pub(crate) struct Arrow {
     content: Content,
@@ -37,6 +48,9 @@ pub(crate) struct Arrow {
     batches: Vec<Batch>,
     block_rows: Vec<u64>,
     starts: Vec<u64>,
+    /// The values that codes stand for, by the number of the dictionary: one column, and a batch for each time that the
+    /// dictionary was written.
+    dictionaries: BTreeMap<i64, Arrow>,
     memory_bytes: u64,
 }
 
@@ -45,6 +59,10 @@ struct Batch {
     metadata: Bytes,
     body: u64,
     body_bytes: u64,
+    /// Whether it holds the values of a dictionary.
+    is_dictionary: bool,
+    /// Which batch of each dictionary its codes mean: a later one takes the place of those before.
+    dictionaries: BTreeMap<i64, usize>,
 }
 
 /// A column: its type, and where its nodes and buffers are in each batch.
@@ -70,9 +88,30 @@ enum Layout {
         dtype: DType,
         offset_bytes: usize,
     },
+    /// Places among the values of a dictionary.
+    Coded {
+        dictionary: i64,
+        codes: DType,
+        values: Box<Layout>,
+    },
 }
 
 impl Layout {
+    fn nodes(&self) -> usize {
+        match self {
+            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Binary { .. } | Layout::Coded { .. } => 1,
+            Layout::FixedList(..) | Layout::List { .. } => 2,
+        }
+    }
+
+    fn buffers(&self) -> usize {
+        match self {
+            Layout::Number(_) | Layout::FixedBinary(_) | Layout::Coded { .. } => 2,
+            Layout::Binary { .. } | Layout::FixedList(..) => 3,
+            Layout::List { .. } => 4,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Layout::Number(dtype) => Kind::scalar(*dtype),
@@ -80,6 +119,7 @@ impl Layout {
             Layout::Binary { text: false, .. } | Layout::FixedBinary(_) => Kind::Bytes,
             Layout::FixedList(dtype, length) => Kind::Number { dtype: *dtype, shape: vec![*length] },
             Layout::List { dtype, .. } => Kind::List { dtype: *dtype },
+            Layout::Coded { values, .. } => values.kind(),
         }
     }
 }
@@ -89,15 +129,15 @@ type FieldLayout = (Result<Layout, String>, Option<(usize, usize)>);
 
 /// What a field holds, and how many nodes and buffers it and its children take. `None` for the counts where only a batch
 /// tells, so that no field behind it can be found.
-fn field_layout(field: Table<'_>, depth: usize) -> Result<FieldLayout, String> {
+fn field_layout(field: Table<'_>, depth: usize, left: &mut usize) -> Result<FieldLayout, String> {
     if depth > DEPTH_MAX {
         return Err("its fields nest too deeply".into());
     }
-    let children = field.tables(5)?;
+    let children = field.tables(5, left)?;
     let mut below = Some((0usize, 0usize));
     let mut inner = Vec::new();
     for child in &children {
-        let (layout, counts) = field_layout(*child, depth + 1)?;
+        let (layout, counts) = field_layout(*child, depth + 1, left)?;
         below = below.zip(counts).map(|((n, b), (nodes, buffers))| (n + nodes, b + buffers));
         inner.push(layout);
     }
@@ -110,26 +150,11 @@ fn field_layout(field: Table<'_>, depth: usize) -> Result<FieldLayout, String> {
     let parameters = field.table(3)?;
     let parameter = |number: usize| parameters.map_or(Ok(0), |t| t.i32(number));
     let size = |number: usize| usize::try_from(parameter(number)?).map_err(|_| "a size below zero".to_owned());
-    if field.table(4)?.is_some() {
-        // The codes of a dictionary have the buffers of numbers.
-        return Ok((Err("holds codes of a dictionary; write it without".into()), Some((1, 2))));
-    }
-    Ok(match kind {
+    let plain: FieldLayout = match kind {
         1 => (Err("holds nothing but nulls".into()), Some((1, 0))),
         2 => {
             let signed = parameters.map_or(Ok(0), |t| t.u8(1))? != 0;
-            let dtype = match (parameter(0)?, signed) {
-                (8, true) => DType::I8,
-                (16, true) => DType::I16,
-                (32, true) => DType::I32,
-                (64, true) => DType::I64,
-                (8, false) => DType::U8,
-                (16, false) => DType::U16,
-                (32, false) => DType::U32,
-                (64, false) => DType::U64,
-                (bits, _) => return Err(format!("integers of {bits} bits")),
-            };
-            (Ok(Layout::Number(dtype)), Some((1, 2)))
+            (Ok(Layout::Number(integer(parameter(0)?, signed)?)), Some((1, 2)))
         }
         3 => {
             let dtype = match parameters.map_or(Ok(0), |t| t.i16(0))? {
@@ -158,6 +183,35 @@ fn field_layout(field: Table<'_>, depth: usize) -> Result<FieldLayout, String> {
         22 => (Err("holds run lengths".into()), with(1, 0)),
         14 | 23.. => (Err(format!("is of Arrow's type {kind}, which is not read")), None),
         0 => return Err("a field without a type".into()),
+    };
+    let Some(encoding) = field.table(4)? else { return Ok(plain) };
+    let codes = match encoding.table(1)? {
+        None => DType::I32,
+        Some(codes) => integer(codes.i32(0)?, codes.u8(1)? != 0)?,
+    };
+    let dictionary = encoding.i64(0)?;
+    let layout = match plain.0 {
+        Ok(values @ (Layout::Number(_) | Layout::Binary { .. } | Layout::FixedBinary(_))) => {
+            Ok(Layout::Coded { dictionary, codes, values: Box::new(values) })
+        }
+        Ok(_) => Err("holds codes of a dictionary of lists".into()),
+        Err(reason) => Err(reason),
+    };
+    // In a batch the codes have the buffers of numbers, whatever they stand for.
+    Ok((layout, Some((1, 2))))
+}
+
+fn integer(bits: i32, is_signed: bool) -> Result<DType, String> {
+    Ok(match (bits, is_signed) {
+        (8, true) => DType::I8,
+        (16, true) => DType::I16,
+        (32, true) => DType::I32,
+        (64, true) => DType::I64,
+        (8, false) => DType::U8,
+        (16, false) => DType::U16,
+        (32, false) => DType::U32,
+        (64, false) => DType::U64,
+        (bits, _) => return Err(format!("integers of {bits} bits")),
     })
 }
 
@@ -167,10 +221,11 @@ fn fields_of(schema: Table<'_>) -> Result<Vec<Field>, String> {
     }
     let (mut node, mut buffer) = (0, 0);
     let mut lost = false;
+    let mut left = FIELDS_MAX;
     let mut fields = Vec::new();
-    for field in schema.tables(1)? {
+    for field in schema.tables(1, &mut left)? {
         let name = field.text(0)?.to_owned();
-        let (layout, counts) = field_layout(field, 0)?;
+        let (layout, counts) = field_layout(field, 0, &mut left)?;
         let layout = if lost { Err("lies behind a column that is not read".into()) } else { layout };
         fields.push(Field { name, layout, node, buffer });
         match counts {
@@ -237,32 +292,58 @@ impl Arrow {
         let mut at = start;
         let mut fields = None;
         let mut batches = Vec::new();
+        let mut written: BTreeMap<i64, Vec<Batch>> = BTreeMap::new();
         while let Some(found) = message(&content, at, end)? {
             let broken = |reason: String| content.input.error_at(at, reason);
             let header = Table::root(&found.metadata).and_then(|m| m.table(2)).map_err(broken)?;
             let header = header.ok_or_else(|| broken("a message without a header".into()))?;
+            let batch = |is_dictionary: bool, dictionaries| Batch {
+                metadata: found.metadata.clone(),
+                body: found.body,
+                body_bytes: found.body_bytes,
+                is_dictionary,
+                dictionaries,
+            };
             match (found.kind, &fields) {
                 (1, None) => fields = Some(fields_of(header).map_err(broken)?),
-                (3, Some(_)) => batches.push(Batch {
-                    metadata: found.metadata.clone(),
-                    body: found.body,
-                    body_bytes: found.body_bytes,
-                }),
-                // Columns of codes are refused, so dictionaries are not needed.
-                (2, Some(_)) => {}
+                (3, Some(_)) => {
+                    let newest = written.iter().map(|(id, batches)| (*id, batches.len() - 1)).collect();
+                    batches.push(batch(false, newest));
+                }
+                (2, Some(_)) if header.u8(2).map_err(broken)? != 0 => {
+                    return Err(broken("adds to a dictionary, which is not read; write dictionaries whole".into()));
+                }
+                (2, Some(_)) => {
+                    let id = header.i64(0).map_err(broken)?;
+                    written.entry(id).or_default().push(batch(true, BTreeMap::new()));
+                }
                 (kind, _) => return Err(broken(format!("a message of kind {kind} that does not belong here"))),
             }
             at = found.body + found.body_bytes;
         }
         let fields = fields.ok_or_else(|| damaged("is not Arrow: it has no schema".into()))?;
-        let mut starts = vec![0u64];
-        let mut block_rows = Vec::new();
-        for batch in &batches {
-            let rows = batch.header().and_then(|h| h.i64(0)).map_err(damaged)?;
-            let rows = u64::try_from(rows).map_err(|_| damaged(format!("a batch of {rows} rows")))?;
-            let end = starts[starts.len() - 1].checked_add(rows);
-            starts.push(end.ok_or_else(|| damaged("claims more than 2^64 rows".into()))?);
-            block_rows.push(rows);
+        let memory_bytes = options.memory_bytes;
+        let (block_rows, starts) = row_counts(&batches, &fields, memory_bytes).map_err(damaged)?;
+        let mut dictionaries = BTreeMap::new();
+        for Field { name, layout, .. } in &fields {
+            let Ok(Layout::Coded { dictionary, values, .. }) = layout else { continue };
+            let Some(batches) = written.remove(dictionary) else { continue };
+            let columns = vec![Field { name: name.clone(), layout: Ok((**values).clone()), node: 0, buffer: 0 }];
+            let (block_rows, starts) = row_counts(&batches, &columns, memory_bytes)
+                .map_err(|reason| damaged(format!("dictionary {dictionary}: {reason}")))?;
+            let schema = Arc::new(Schema { columns: vec![Column { name: name.clone(), kind: values.kind() }] });
+            let content = content.clone();
+            let values = Arrow {
+                content,
+                schema,
+                columns,
+                batches,
+                block_rows,
+                starts,
+                dictionaries: BTreeMap::new(),
+                memory_bytes,
+            };
+            dictionaries.insert(*dictionary, values);
         }
         let kind = |field: &Field| field.layout.as_ref().map_or(Kind::Bytes, Layout::kind);
         let column = |field: &Field| Column { name: field.name.clone(), kind: kind(field) };
@@ -277,8 +358,55 @@ impl Arrow {
                 (wanted.clone(), wanted.columns.iter().filter_map(field).collect())
             }
         };
-        let memory_bytes = options.memory_bytes;
-        Ok(Arrow { content, schema, columns, batches, block_rows, starts, memory_bytes })
+        Ok(Arrow { content, schema, columns, batches, block_rows, starts, dictionaries, memory_bytes })
+    }
+
+    /// The values that the codes of a column of a batch stand for.
+    fn values(
+        &self,
+        batch: usize,
+        dictionary: i64,
+        codes: PartialCells,
+        kind: &Kind,
+    ) -> Result<PartialCells, DataError> {
+        let refused =
+            |reason: String| self.content.input.error(format!("batch {batch}, dictionary {dictionary}: {reason}"));
+        let written = self.dictionaries.get(&dictionary).zip(self.batches[batch].dictionaries.get(&dictionary));
+        let (values, newest) = written.ok_or_else(|| refused("no values of it come before the codes".into()))?;
+        let PartialCells { cells: codes, mut gaps } = codes;
+        let rows = codes.len();
+        if rows.saturating_mul(size_of::<Bytes>()) as u64 > self.memory_bytes {
+            return Err(refused(format!("{rows} cells take more than memory_bytes = {}", self.memory_bytes)));
+        }
+        let codes = match codes {
+            Cells::Numbers(codes) => codes.to_i64().map_err(|e| refused(e.to_string()))?,
+            _ => Vec::new(),
+        };
+        let all: Vec<u64> = (0..values.block_rows[*newest]).collect();
+        let values = values.decode(*newest, &[0], &all)?.pop().filter(|values| values.cells.fits(kind));
+        let values = values.ok_or_else(|| refused(format!("its values are not {kind}")))?;
+        let count = values.cells.len();
+        let place = |(row, code): (usize, &i64)| match usize::try_from(*code) {
+            // A missing cell has any code, which may be none of the values.
+            _ if gaps.binary_search_by_key(&row, |gap| gap.row).is_ok() => Some(0),
+            Ok(place) if place < count => Some(place),
+            _ => None,
+        };
+        let places: Option<Vec<usize>> = codes.iter().enumerate().map(place).collect();
+        let places = places.ok_or_else(|| refused(format!("a code is none of its {count} values")))?;
+        if count == 0 && rows > 0 {
+            // Every cell is missing.
+            let cells = match kind {
+                Kind::Number { dtype, .. } => {
+                    Cells::Numbers(tensor_of(*dtype, &[rows], &vec![0; rows * dtype.size_in_memory()]))
+                }
+                _ => Cells::Bytes(vec![Bytes::new(); rows]),
+            };
+            return Ok(PartialCells::new(cells, gaps));
+        }
+        let found = values.gather(&places);
+        gaps.extend(found.gaps);
+        Ok(PartialCells::new(found.cells, gaps))
     }
 
     /// Rows of a batch, which ascend.
@@ -295,8 +423,14 @@ impl Arrow {
         let mut out = Vec::with_capacity(columns.len());
         for (column, parts) in columns.iter().zip(wanted) {
             let buffers: Vec<Bytes> = fetched.by_ref().take(parts.ranges.len()).collect();
-            let cells = self.cells(batch, *column, &parts, buffers);
-            out.push(pick(cells.map_err(|reason| wrong(*column, reason))?, rows, self.block_rows[batch]));
+            let cells = self.cells(batch, *column, &parts, buffers).map_err(|reason| wrong(*column, reason))?;
+            let cells = match &self.columns[*column].layout {
+                Ok(Layout::Coded { dictionary, .. }) => {
+                    self.values(batch, *dictionary, cells, &self.schema.columns[*column].kind)?
+                }
+                _ => cells,
+            };
+            out.push(pick(cells, rows, self.block_rows[batch]));
         }
         Ok(out)
     }
@@ -310,7 +444,10 @@ impl Arrow {
     /// The nodes and buffers of a column in a batch.
     fn parts(&self, batch: usize, column: usize) -> Result<Parts, String> {
         let field = self.columns.get(column).ok_or("is not there")?;
-        let layout = field.layout.clone()?;
+        let layout = match field.layout.clone()? {
+            Layout::Coded { codes, .. } => Layout::Number(codes),
+            layout => layout,
+        };
         let batch = &self.batches[batch];
         let header = batch.header()?;
         let (nodes, buffers) = (header.structs(1, 16)?, header.structs(2, 16)?);
@@ -318,12 +455,7 @@ impl Arrow {
             None => None,
             Some(compression) => Some(compression.u8(0)?),
         };
-        let (node_count, buffer_count) = match &layout {
-            Layout::Number(_) | Layout::FixedBinary(_) => (1, 2),
-            Layout::Binary { .. } => (1, 3),
-            Layout::FixedList(..) => (2, 3),
-            Layout::List { .. } => (2, 4),
-        };
+        let (node_count, buffer_count) = (layout.nodes(), layout.buffers());
         let nulls = |node: usize| i64_at(nodes, 2 * (field.node + node) + 1).map(|nulls| nulls != 0);
         let has_nulls = (0..node_count).map(nulls).collect::<Result<Vec<bool>, String>>()?;
         let mut ranges = Vec::with_capacity(buffer_count);
@@ -348,6 +480,15 @@ impl Arrow {
         }
         // Claimed rows are believed when a buffer holds them.
         let rows = usize::try_from(rows).map_err(|_| "more rows than memory")?;
+        let cell_bytes = match parts.layout {
+            Layout::Binary { .. } | Layout::FixedBinary(_) => size_of::<Bytes>(),
+            Layout::List { .. } => size_of::<Tensor>(),
+            Layout::Number(_) | Layout::FixedList(..) | Layout::Coded { .. } => 0,
+        };
+        if rows.checked_mul(cell_bytes).is_none_or(|bytes| bytes as u64 > self.memory_bytes) {
+            let needed_bytes = (rows as u64).saturating_mul(cell_bytes as u64);
+            return Err(Refusal::Memory { needed_bytes, allowed_bytes: self.memory_bytes });
+        }
         let elements = |buffer: &Bytes, count: usize, bytes: usize| {
             let needed = count.checked_mul(bytes).filter(|n| *n <= buffer.len());
             needed.map(|n| buffer.slice(..n)).ok_or_else(|| format!("{} bytes are not {count} values", buffer.len()))
@@ -433,10 +574,73 @@ struct Parts {
     has_nulls: Vec<bool>,
 }
 
-impl Batch {
-    fn header(&self) -> Result<Table<'_>, String> {
-        Table::root(&self.metadata)?.table(2)?.ok_or_else(|| "a batch without a header".into())
+impl Layout {
+    /// Bytes that rows take at least in their buffer of this number when it is not compressed; `None` for too many.
+    fn buffer_bytes(&self, number: usize, rows: u64) -> Option<u64> {
+        let each = |bytes: usize| rows.checked_mul(bytes as u64);
+        match (self, number) {
+            (Layout::Number(DType::Bool), 1) => Some(rows.div_ceil(8)),
+            (Layout::Number(dtype) | Layout::Coded { codes: dtype, .. }, 1) => each(dtype.size_in_memory()),
+            (Layout::FixedBinary(width), 1) => each(*width),
+            (Layout::FixedList(dtype, length), 2) => each(dtype.size_in_memory().checked_mul(*length)?),
+            // One offset more than rows, but none where there are no rows.
+            (Layout::Binary { offset_bytes, .. } | Layout::List { offset_bytes, .. }, 1) => each(*offset_bytes),
+            _ => Some(0),
+        }
     }
+
+    /// Whether its rows have no bytes of their own.
+    fn is_widthless(&self) -> bool {
+        matches!(self, Layout::FixedBinary(0) | Layout::FixedList(_, 0))
+    }
+}
+
+impl Batch {
+    /// The rows that it claims, checked against what is there to hold them: whoever reads a batch reserves memory for
+    /// its rows.
+    fn rows(&self, fields: &[Field], memory_bytes: u64) -> Result<u64, String> {
+        let header = self.header()?;
+        let rows = header.i64(0)?;
+        let rows = u64::try_from(rows).map_err(|_| format!("claims {rows} rows"))?;
+        if rows.checked_mul(ROW_NUMBER_BYTES).is_none_or(|bytes| bytes > memory_bytes) {
+            return Err(format!("claims {rows} rows, which alone take more than memory_bytes = {memory_bytes}"));
+        }
+        let is_compressed = header.table(3)?.is_some();
+        let buffers = header.structs(2, 16)?;
+        for Field { name, layout, buffer, .. } in fields {
+            let Ok(layout) = layout else { continue };
+            if layout.is_widthless() && rows > WIDTHLESS_ROWS_MAX {
+                let most = WIDTHLESS_ROWS_MAX;
+                return Err(format!("claims {rows} rows of no bytes in column `{name}`; at most {most} are read"));
+            }
+            for number in (1..layout.buffers()).filter(|_| !is_compressed) {
+                let length = i64_at(buffers, 2 * (buffer + number) + 1)?;
+                let needed = layout.buffer_bytes(number, rows);
+                if needed.is_none_or(|needed| u64::try_from(length).is_ok_and(|length| length < needed)) {
+                    return Err(format!("claims {rows} rows, and a buffer of column `{name}` has {length} bytes"));
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    fn header(&self) -> Result<Table<'_>, String> {
+        let header = Table::root(&self.metadata)?.table(2)?;
+        let header = if self.is_dictionary { header.map_or(Ok(None), |h| h.table(1))? } else { header };
+        header.ok_or_else(|| "a batch without a header".into())
+    }
+}
+
+/// The rows of each batch, and the first of each with the end of the last.
+fn row_counts(batches: &[Batch], fields: &[Field], memory_bytes: u64) -> Result<(Vec<u64>, Vec<u64>), String> {
+    let mut block_rows = Vec::with_capacity(batches.len());
+    let mut starts = vec![0u64];
+    for (at, batch) in batches.iter().enumerate() {
+        let rows = batch.rows(fields, memory_bytes).map_err(|reason| format!("batch {at} {reason}"))?;
+        starts.push(starts[at].checked_add(rows).ok_or("claims more than 2^64 rows")?);
+        block_rows.push(rows);
+    }
+    Ok((block_rows, starts))
 }
 
 /// Offsets of rows, checked to rise and to end within `limit` elements.

@@ -19,12 +19,13 @@ const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 struct Folder {
     /// Each file and the number of its class.
     files: Vec<(PathBuf, i64)>,
+    memory_bytes: u64,
     rows: [u64; 1],
     /// For each column, whether it is the label.
     is_label: Vec<bool>,
 }
 
-pub(super) fn open(path: &Path, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
+pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64, access: &Access) -> Result<Opened, DataError> {
     let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
     let mut files = Vec::new();
     let mut classes = Vec::new();
@@ -45,25 +46,50 @@ pub(super) fn open(path: &Path, wanted: &Wanted, access: &Access) -> Result<Open
         return Err(DataError::Empty { path: path.to_owned(), reason: String::new() });
     }
     let paths: Vec<PathBuf> = files.iter().map(|(file, _)| file.clone()).collect();
-    let digests = access.digests_of("pictures in folders", &paths, 1, || Ok(vec![digest_of(&files, &classes)?]))?;
+    let digests =
+        access.digests_of("pictures in folders", &paths, 1, || Ok(vec![digest_of(&files, &classes, memory_bytes)?]))?;
     let rows = [files.len() as u64];
-    let source = Folder { files, rows, is_label: places.iter().map(|p| *p == 1).collect() };
+    let source = Folder { files, memory_bytes, rows, is_label: places.iter().map(|p| *p == 1).collect() };
     Ok(Opened { source: Box::new(source), columns, digest: digests[0], vocabulary: None, classes: Some(classes) })
 }
 
 /// Over classes, names and content of all files.
-fn digest_of(files: &[(PathBuf, i64)], classes: &[String]) -> Result<Digest, DataError> {
+fn digest_of(files: &[(PathBuf, i64)], classes: &[String], memory_bytes: u64) -> Result<Digest, DataError> {
     let mut hasher = Hasher::new();
     for (file, class) in files {
         hasher.field(classes[*class as usize].as_bytes());
         hasher.field(file_name(file)?.as_bytes());
-        hasher.field(&fs::read(file).map_err(DataError::io(file))?);
+        hasher.field(&read_picture(file, memory_bytes)?);
     }
     Ok(hasher.finish())
 }
 
+fn read_picture(file: &Path, memory_bytes: u64) -> Result<Vec<u8>, DataError> {
+    check_bytes(file, fs::metadata(file).map_err(DataError::io(file))?.len(), memory_bytes)?;
+    fs::read(file).map_err(DataError::io(file))
+}
+
+/// Refuses a picture that memory cannot hold, before it is read.
+fn check_bytes(file: &Path, needed_bytes: u64, memory_bytes: u64) -> Result<(), DataError> {
+    if needed_bytes <= memory_bytes {
+        return Ok(());
+    }
+    Err(DataError::Memory {
+        path: file.to_owned(),
+        what: "the picture".into(),
+        needed_bytes,
+        allowed_bytes: memory_bytes,
+        advice: "raise it, or move the file out of the folder",
+    })
+}
+
 /// Opens a folder of any store, whose classes and files are its keys.
-pub(super) fn open_listed(place: &Place, wanted: &Wanted, access: &Access) -> Result<Opened, DataError> {
+pub(super) fn open_listed(
+    place: &Place,
+    wanted: &Wanted,
+    memory_bytes: u64,
+    access: &Access,
+) -> Result<Opened, DataError> {
     let (columns, places) = wanted.among(&["image".to_owned(), "label".to_owned()])?;
     let objects = place.objects(access)?;
     let mut classes: Vec<String> = Vec::new();
@@ -78,6 +104,7 @@ pub(super) fn open_listed(place: &Place, wanted: &Wanted, access: &Access) -> Re
         if !EXTENSIONS.contains(&extension.as_str()) {
             return Err(DataError::file(name.as_ref(), format!("is not one of {}", EXTENSIONS.join(", "))));
         }
+        check_bytes(name.as_ref(), facts.bytes, memory_bytes)?;
         if classes.last().is_none_or(|last| last != class) {
             classes.push(class.to_owned());
         }
@@ -161,7 +188,7 @@ impl Source for Folder {
 
     fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
         let files = || rows.iter().map(|row| &self.files[*row as usize]);
-        let read = |path: &PathBuf| fs::read(path).map(Bytes::from).map_err(DataError::io(path));
+        let read = |path: &PathBuf| read_picture(path, self.memory_bytes).map(Bytes::from);
         let cells = |column: &usize| {
             if self.is_label[*column] {
                 let labels: Vec<i64> = files().map(|(_, label)| *label).collect();

@@ -108,7 +108,8 @@ impl Place {
             && !matches!(&self.root, Root::Local(folder) if folder.join(&self.rest).exists())
     }
 
-    /// The objects that are meant, sorted by key. Names that start with a dot are not part of any dataset.
+    /// The objects that are meant, sorted folder by folder as a walk over files finds them: `cat/1.png` comes before
+    /// `cat-big/1.png`, though `-` comes before `/`. Names that start with a dot are not part of any dataset.
     pub(crate) fn list(&self) -> Result<Vec<ObjectFacts>, DataError> {
         let mut found = match &self.root {
             Root::Local(folder) => list_local(folder)?,
@@ -121,7 +122,7 @@ impl Place {
         } else if !self.is_folder() {
             found.retain(|facts| facts.key == self.rest);
         }
-        found.sort_by(|a, b| a.key.cmp(&b.key));
+        found.sort_by(|a, b| a.key.split('/').cmp(b.key.split('/')));
         Ok(found)
     }
 

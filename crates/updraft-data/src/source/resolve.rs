@@ -40,7 +40,7 @@ pub(crate) fn open(
 ) -> Result<Opened, DataError> {
     let format = config.format.as_ref().and_then(Format::shard_format);
     if format == Some(ShardFormat::Folder) {
-        return folder::open_listed(&place, wanted, access);
+        return folder::open_listed(&place, wanted, config.memory_bytes, access);
     }
     let request_bytes = place.request_bytes();
     let Resolved { place, objects, schema, shards, digest, .. } = resolve(place, format, config.memory_bytes, access)?;
@@ -155,6 +155,11 @@ fn freeze(
     let listed = if place.is_folder() || place.is_pattern() {
         let mut listed = place.list()?;
         if place.is_folder() {
+            if let (None, Some(found)) = (format, listed.iter().find(|facts| looks_like_data(&facts.key))) {
+                let reason = "looks like data, and its extension is none that is known; give those that are meant by a \
+                              pattern (`folder/*.parquet`) or by `format`";
+                return Err(DataError::file(objects.name(&found.key).as_ref(), reason));
+            }
             // Others may lie beside: notes, side files, indices.
             listed.retain(|facts| match (ShardFormat::of_key(&facts.key), format) {
                 (Some(found), Some(wanted)) => {
@@ -163,6 +168,11 @@ fn freeze(
                 (found, None) => found.is_some(),
                 (None, Some(_)) => false,
             });
+        }
+        if let Some(found) = listed.iter().find(|facts| facts.bytes == 0) {
+            let reason = "is of 0 bytes, as what was cut off while it was written; delete it, or give the others by a \
+                          pattern (`folder/part-{0,2}.tfrecord`)";
+            return Err(DataError::file(objects.name(&found.key).as_ref(), reason));
         }
         listed
     } else {
@@ -211,9 +221,35 @@ fn freeze(
             shard.reader = None;
         }
     }
+    // Only a shard that says itself that it has no rows comes this far.
     shards.retain(|shard| shard.facts.samples > 0);
+    if shards.is_empty() {
+        return Err(DataError::Empty { path: place.name, reason: String::new() });
+    }
     let digest = frozen_digest(&place, &objects, &schema, &mut shards, access)?;
     Ok(Resolved { place, objects, schema, shards, digest, version: None })
+}
+
+/// Ends of names under which data of formats that are not read lies, or such that are read, compressed as they are not.
+const DATA_ENDS: [&str; 16] =
+    ["gz", "zst", "zstd", "bz2", "xz", "lz4", "zip", "7z", "avro", "orc", "tsv", "json", "h5", "hdf5", "pkl", "lmdb"];
+
+/// Ends of the stems of JSON that tells about data and is none: `dataset_info.json` of Hugging Face, `00012_stats.json` of
+/// img2dataset.
+const NOTES: [&str; 10] =
+    ["config", "dict", "features", "index", "info", "manifest", "metadata", "schema", "state", "stats"];
+
+/// Whether an object of a folder of shards whose extension says no format may hold rows all the same. What starts with an
+/// underscore is hidden, as for Spark.
+fn looks_like_data(key: &str) -> bool {
+    if ShardFormat::of_key(key).is_some() || key.split('/').any(|part| part.starts_with('_')) {
+        return false;
+    }
+    let name = key.rsplit('/').next().unwrap_or(key).to_ascii_lowercase();
+    let Some((stem, end)) = name.rsplit_once('.') else { return false };
+    let is_note = end == "json" && NOTES.iter().any(|note| stem.ends_with(note));
+    // TensorFlow numbers its shards behind the extension: `train.tfrecord-00000-of-00010`.
+    (DATA_ENDS.contains(&end) && !is_note) || end.starts_with("tfrecord-")
 }
 
 /// The columns that all shards have. Text files do not say what their columns are, so there a column of whole numbers in

@@ -19,6 +19,10 @@ use crate::source::cells::kinds;
 /// waiting, small enough that a first batch of random rows does not read the whole dataset.
 pub const BLOCK_BYTES: u64 = 4 << 20;
 
+/// Rows of a block that are read at once, at most: their numbers take a gigabyte, and what a block claims is not always held
+/// against its bytes before it is read.
+const BLOCK_ROWS_MAX: u64 = 1 << 27;
+
 /// The format of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -137,7 +141,12 @@ pub trait ShardReader: Send + Sync {
     /// All columns of one block.
     fn read_block(&self, block: usize) -> Result<Rows, DataError> {
         let first: u64 = self.blocks().iter().take(block).sum();
-        let rows: Vec<u64> = (first..first + self.blocks().get(block).copied().unwrap_or(0)).collect();
+        let count = self.blocks().get(block).copied().unwrap_or(0);
+        if count > BLOCK_ROWS_MAX {
+            let reason = format!("the block claims {count} rows; at most {BLOCK_ROWS_MAX} are read at once");
+            return Err(DataError::file(self.place(first).as_ref(), reason));
+        }
+        let rows: Vec<u64> = (first..first + count).collect();
         let columns: Vec<usize> = (0..self.schema().columns.len()).collect();
         Ok(Rows { schema: self.schema().clone(), columns: self.read(&columns, &rows)? })
     }

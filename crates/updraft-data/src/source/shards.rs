@@ -48,7 +48,7 @@ impl Shards {
     ) -> Result<Shards, DataError> {
         let place = Place::of(Path::new(path), Path::new(""), access)?;
         if format == Some(ShardFormat::Folder) || (format.is_none() && is_picture_folder(&place)?) {
-            return Shards::of_pictures(place, access);
+            return Shards::of_pictures(place, memory_bytes, access);
         }
         let is_local = place.is_local();
         let Resolved { objects, schema, shards, digest, version, .. } = resolve(place, format, memory_bytes, access)?;
@@ -69,11 +69,11 @@ impl Shards {
         Ok(Shards { schema, readers, facts, version, objects, is_local, contents, digest })
     }
 
-    fn of_pictures(place: Place, access: &Access) -> Result<Shards, DataError> {
+    fn of_pictures(place: Place, memory_bytes: u64, access: &Access) -> Result<Shards, DataError> {
         let (objects, is_local) = (place.objects(access)?, place.is_local());
         let bytes = place.list()?.iter().map(|facts| facts.bytes).sum();
         let name = place.name.clone();
-        let opened = folder::open_listed(&place, &Wanted::all(&name), access)?;
+        let opened = folder::open_listed(&place, &Wanted::all(&name), memory_bytes, access)?;
         let pictures = Pictures::new(opened.source, bytes);
         let mut facts = ShardFacts::new("", ShardFormat::Folder, bytes, pictures.rows());
         facts.sha256 = Some(opened.digest);

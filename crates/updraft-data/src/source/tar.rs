@@ -58,6 +58,7 @@ trait Stream {
     fn take(&mut self, count: u64, what: &str) -> Result<Bytes, Broken>;
     fn skip(&mut self, count: u64, what: &str) -> Result<(), Broken>;
     fn rest(&self) -> u64;
+    fn position(&self) -> u64;
 }
 
 /// An error that already names its place, or one that does not.
@@ -83,6 +84,10 @@ impl Stream for Walk<'_> {
 
     fn rest(&self) -> u64 {
         Walk::rest(self)
+    }
+
+    fn position(&self) -> u64 {
+        Walk::position(self)
     }
 }
 
@@ -110,6 +115,10 @@ impl Stream for Cursor<'_> {
     fn rest(&self) -> u64 {
         (self.bytes.len() - self.at) as u64
     }
+
+    fn position(&self) -> u64 {
+        self.at as u64
+    }
 }
 
 /// The number in a field of a header: octal digits, or big-endian binary after a first bit that is set.
@@ -132,6 +141,36 @@ fn padding(size: u64) -> u64 {
     size.next_multiple_of(RECORD_BYTES as u64) - size
 }
 
+/// Bytes that are looked at together behind the end of an archive, which writers fill up to 10 KiB.
+const END_BYTES: u64 = 1 << 20;
+
+/// Passes over all that follows the first record of zeros. Files behind it would be rows that are lost without a word.
+fn end_in_zeros(stream: &mut impl Stream) -> Result<(), Broken> {
+    let end = stream.position() - RECORD_BYTES as u64;
+    while stream.rest() > 0 {
+        let start = stream.position();
+        let bytes = stream.take(stream.rest().min(END_BYTES), "the end of the archive")?;
+        if let Some(at) = bytes.iter().position(|b| *b != 0) {
+            let reason = format!(
+                "zeros at byte {end} end the archive, and more follows at byte {}: it is damaged there, or archives were \
+                 joined; write such as one",
+                start + at as u64
+            );
+            return Err(reason.into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what stands for a file whose bytes are not all there, and would be taken for the file itself.
+fn refuse_sparse(key: &[u8]) -> Result<(), String> {
+    if !key.starts_with(b"GNU.sparse.") {
+        return Ok(());
+    }
+    let key = String::from_utf8_lossy(key).into_owned();
+    Err(format!("a file is stored without its holes (`{key:.200}`), which is not read; write it without --sparse"))
+}
+
 /// Reads up to the data of the next file; `None` at the end of the archive. Folders are passed over.
 fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Member>, Broken> {
     let mut long_name: Option<Vec<u8>> = None;
@@ -142,7 +181,7 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
         }
         let header = stream.take(RECORD_BYTES as u64, "the header of a file")?;
         if header.iter().all(|b| *b == 0) {
-            return Ok(None);
+            return end_in_zeros(stream).map(|()| None);
         }
         let sum: u64 =
             header.iter().enumerate().map(|(at, b)| u64::from(if (148..156).contains(&at) { b' ' } else { *b })).sum();
@@ -166,6 +205,7 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
                     long_name = Some(text(&data).to_vec());
                 } else {
                     for (key, value) in pax(&data)? {
+                        refuse_sparse(key)?;
                         match key {
                             b"path" => long_name = Some(value.to_vec()),
                             b"size" => {
@@ -177,9 +217,10 @@ fn next_member(stream: &mut impl Stream, memory_bytes: u64) -> Result<Option<Mem
                     }
                 }
             }
-            // Facts for all files that follow: none of them matters to us.
+            // Facts for all files that follow: none of what is read of them matters to us.
             b'g' => {
-                special(&mut |count| stream.take(count, "a global header"))?;
+                let data = special(&mut |count| stream.take(count, "a global header"))?;
+                pax(&data)?.into_iter().try_for_each(|(key, _)| refuse_sparse(key))?;
                 stream.skip(padding(claimed), "padding")?;
             }
             b'5' => (long_name, long_size) = (None, None),
@@ -309,8 +350,18 @@ impl Groups<Cursor<'_>> {
     }
 }
 
+/// What a walk read to see that a row ended.
+#[derive(Default)]
+pub(crate) enum Ahead {
+    #[default]
+    Nothing,
+    /// The key of the next row.
+    Row(String),
+    End,
+}
+
 impl Records for Tar {
-    type Ahead = Option<(String, u64)>;
+    type Ahead = Ahead;
 
     fn skip(&self, walk: &mut Walk<'_>, ahead: &mut Self::Ahead) -> Result<Option<u64>, DataError> {
         fn next(walk: &mut Walk<'_>, memory_bytes: u64) -> Result<Option<(String, u64)>, DataError> {
@@ -331,24 +382,27 @@ impl Records for Tar {
                 }
             }
         }
-        let first = match ahead.take() {
-            Some(first) => first,
-            None => match next(walk, self.memory_bytes)? {
-                Some(first) => first,
+        let first = match std::mem::take(ahead) {
+            Ahead::Row(first) => first,
+            Ahead::Nothing => match next(walk, self.memory_bytes)? {
+                Some((first, _)) => first,
                 None => return Ok(None),
             },
+            Ahead::End => return Ok(None),
         };
         loop {
             let end = walk.position();
             match next(walk, self.memory_bytes)? {
-                Some((key, _)) if key == first.0 => {}
-                Some(other) => {
+                Some((key, _)) if key == first => {}
+                Some((key, start)) => {
                     // What is not part of any row may lie between; it goes to the row before.
-                    let end = other.1;
-                    *ahead = Some(other);
+                    *ahead = Ahead::Row(key);
+                    return Ok(Some(start));
+                }
+                None => {
+                    *ahead = Ahead::End;
                     return Ok(Some(end));
                 }
-                None => return Ok(Some(end)),
             }
         }
     }

@@ -73,14 +73,27 @@ impl Records for TfRecord {
             return Ok(Schema { columns: vec![Column { name: "record".into(), kind: Kind::Bytes }] });
         }
         let mut features = example::Seen::default();
+        let mut damaged = None;
         let mut at = 0;
         // A block holds whole records; the last of what is looked at may be cut.
         for _ in 0..example::INFER_EXAMPLES {
             let Some(head) = bytes.get(at..at + HEAD_BYTES) else { break };
             let length = self.length(head).map_err(|r| content.input.error_at(at as u64, r))? as usize;
-            let Some(data) = bytes.get(at + HEAD_BYTES..at + HEAD_BYTES + length) else { break };
-            features.add(data).map_err(|r| content.input.error_at(at as u64, r))?;
-            at += HEAD_BYTES + length + TAIL_BYTES;
+            let start = at + HEAD_BYTES;
+            let Some(data) = bytes.get(start..start + length) else { break };
+            let crc = bytes.get(start + length..).and_then(|rest| rest.first_chunk::<TAIL_BYTES>());
+            // A damaged record says nothing of the columns; it is named when it is read, and may be left out then.
+            if crc.is_some_and(|crc| masked_crc(data) == u32::from_le_bytes(*crc)) {
+                features.add(data).map_err(|r| content.input.error_at(at as u64, r))?;
+            } else {
+                damaged.get_or_insert(at);
+            }
+            at = start + length + TAIL_BYTES;
+        }
+        if let (true, Some(at)) = (features.is_empty(), damaged) {
+            return Err(content
+                .input
+                .error_at(at as u64, "the record has a wrong checksum, as have all that were looked at"));
         }
         features.schema().map_err(|r| content.input.error(r))
     }

@@ -261,6 +261,73 @@ fn empty_datasets_are_errors() {
     }
 }
 
+#[test]
+fn shards_of_no_bytes_are_named_and_those_of_no_rows_passed_over() {
+    for format in WRITTEN {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = folder(format, dir.path(), "");
+        let number =
+            rows.schema.columns.iter().find(|c| c.kind == Kind::scalar(DType::I64)).or(rows.schema.columns.get(2));
+        let recipe = format!("[[tensors]]\nname = {:?}", number.unwrap().name);
+        let path = dir.path().to_str().unwrap().to_owned();
+        let (none, _) = write(format, &super::rows(format, &[0, 2, 33, 1], 0, 3), &WriteOptions::default());
+        let extra = dir.path().join(format!("part-3.{}", format.name()));
+        if !none.is_empty() {
+            std::fs::write(&extra, none).unwrap();
+            let (tensors, _) = load(&path, &recipe).unwrap();
+            assert_eq!(tensors[0].1.shape()[0], 30, "{format}");
+        }
+        std::fs::write(&extra, b"").unwrap();
+        for path in [path.clone(), format!("{path}/part-*")] {
+            let error = load(&path, &recipe).unwrap_err().to_string();
+            assert!(error.contains(extra.to_str().unwrap()) && error.contains("0 bytes"), "{format}: {error}");
+        }
+        let rest = format!("{path}/part-{{0..2}}.{}", format.name());
+        assert_eq!(load(&rest, &recipe).unwrap().0[0].1.shape()[0], 30, "{format}");
+    }
+}
+
+#[test]
+fn a_dataset_of_no_rows_cannot_be_inspected_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("zero.tfrecord");
+    std::fs::write(&path, b"").unwrap();
+    let opened = updraft_data::shards::Shards::open(path.to_str().unwrap(), None, 1 << 20, &Access::default());
+    assert!(opened.err().unwrap().to_string().contains("holds no samples"));
+}
+
+#[test]
+fn what_looks_like_data_beside_shards_is_named_and_notes_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    std::fs::write(dir.path().join("a.jsonl"), "{\"n\":1}\n").unwrap();
+    std::fs::create_dir_all(dir.path().join("_delta_log")).unwrap();
+    for note in [
+        "README.md",
+        "_SUCCESS",
+        "a.jsonl.crc",
+        "notes.txt",
+        "dataset_info.json",
+        "00000_stats.json",
+        "a.idx",
+        ".b.csv.gz",
+        "_delta_log/000.json",
+    ] {
+        std::fs::write(dir.path().join(note), "{}").unwrap();
+    }
+    let recipe = "[[tensors]]\nname = \"n\"";
+    load(path, recipe).unwrap();
+    for name in ["b.csv.gz", "b.jsonl.zst", "b.json", "b.avro", "b.tsv", "b.tfrecord-00000-of-00002"] {
+        let other = dir.path().join(name);
+        std::fs::write(&other, "x").unwrap();
+        let error = load(path, recipe).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("looks like data") && error.contains("pattern"), "{error}");
+        load(path, &format!("format = \"jsonl\"\n{recipe}")).unwrap();
+        load(&format!("{path}/*.jsonl"), recipe).unwrap();
+        std::fs::remove_file(other).unwrap();
+    }
+}
+
 /// Reads through, counting bytes.
 struct Counted(Arc<dyn ReadObjects>, Arc<AtomicU64>);
 

@@ -259,6 +259,204 @@ fn a_changed_byte_of_a_record_is_found_by_its_checksum() {
 }
 
 #[test]
+fn a_damaged_record_says_nothing_of_the_columns_and_is_named_when_it_is_read() {
+    let rows = rows(ShardFormat::TfRecord, &[0, 2, 33], 6, 1);
+    let (bytes, _) = write(ShardFormat::TfRecord, &rows, &WriteOptions::default());
+    let options = ReadOptions::default();
+    let whole = read(bytes.clone(), ShardFormat::TfRecord, "s.tfrecord", &options).unwrap();
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    for at in 12..12 + length {
+        let mut changed = bytes.to_vec();
+        changed[at] ^= 0x80;
+        let objects: Arc<dyn ReadObjects> = Arc::new(One(changed.into()));
+        let reader = open_shard(&objects, "s.tfrecord", ShardFormat::TfRecord, &options).unwrap();
+        assert_eq!(reader.schema(), &whole.schema, "byte {at}");
+        assert_eq!(reader.read(&[0, 1, 2], &[1, 2, 3, 4, 5]).unwrap(), whole.slice(1..6).columns);
+        let error = reader.read(&[0], &[0]).unwrap_err().to_string();
+        assert!(error.contains("one/s.tfrecord record 0 (byte 0)") && error.contains("checksum"), "{error}");
+    }
+    let mut first = bytes[..12 + length + 4].to_vec();
+    first[20] ^= 1;
+    let error = read(first.into(), ShardFormat::TfRecord, "s.tfrecord", &options).unwrap_err().to_string();
+    assert!(error.contains("one/s.tfrecord: byte 0") && error.contains("checksum"), "{error}");
+}
+
+#[test]
+fn what_follows_the_end_of_an_archive_is_refused_and_never_lost() {
+    let rows = rows(ShardFormat::Tar, &[0, 2], 40, 3);
+    let (archive, _) = write(ShardFormat::Tar, &rows, &WriteOptions::default());
+    let padded = Bytes::from([&archive[..], &[0; 10 << 10]].concat());
+    let options = ReadOptions::default();
+    assert_eq!(read(padded, ShardFormat::Tar, "s.tar", &options).unwrap().len(), 40);
+
+    let mut zeroed = archive.to_vec();
+    zeroed[8192..8192 + 4096].fill(0);
+    let joined = [&archive[..], &archive[..]].concat();
+    for (bytes, end) in [(zeroed, 8192), (joined, archive.len() - 1024)] {
+        let error = read(bytes.into(), ShardFormat::Tar, "s.tar", &options).unwrap_err().to_string();
+        assert!(error.contains("one/s.tar") && error.contains("more follows"), "{error}");
+        assert!(error.contains(&format!("zeros at byte {end} end the archive")), "{error}");
+    }
+}
+
+/// A file of an archive: its header, its bytes and what fills its last record.
+fn member(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
+    let mut header = [0u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = kind;
+    header[257..263].copy_from_slice(b"ustar\0");
+    let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = [&header[..], content].concat();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn files_stored_without_their_holes_are_refused_by_the_key_that_says_so() {
+    for kind in [b'x', b'g'] {
+        let pax = member("pax", kind, b"22 GNU.sparse.major=1\n");
+        let archive = [pax, member("a.bin", b'0', b"1\n0\n"), vec![0; 1024]].concat();
+        let error = read(archive.into(), ShardFormat::Tar, "s.tar", &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("one/s.tar: byte 0") && error.contains("`GNU.sparse.major`"), "{error}");
+    }
+}
+
+fn jsonl(text: &str) -> Result<Rows, DataError> {
+    read(Bytes::from(text.to_owned()), ShardFormat::JsonLines, "s.jsonl", &ReadOptions::default())
+}
+
+#[test]
+fn whole_numbers_of_json_lines_are_exact_or_refused_by_line_and_column() {
+    let numbers = |tensor: Tensor| Cells::Numbers(tensor);
+    for (values, expected) in [
+        (["1", "-2", "3"], numbers(Tensor::vector(&[1i64, -2, 3]))),
+        (["1", "18446744073709551615", "18446744073709551614"], numbers(Tensor::vector(&[1, u64::MAX, u64::MAX - 1]))),
+        (["9007199254740992", "0.5", "7"], numbers(Tensor::vector(&[9007199254740992.0, 0.5, 7.0]))),
+        (["0.5", "18446744073709551616", "1e3"], numbers(Tensor::vector(&[0.5, 18446744073709551616.0, 1000.0]))),
+        (["[1, 2]", "[0.5, 3]", "[4, -5]"], numbers(Tensor::new(&[3, 2], &[1.0, 2.0, 0.5, 3.0, 4.0, -5.0]).unwrap())),
+        (
+            ["[[1], [2]]", " [ [3] ,[4]]", "[[5],[6]]"],
+            numbers(Tensor::new(&[3, 2, 1], &[1i64, 2, 3, 4, 5, 6]).unwrap()),
+        ),
+        (["true", "false", "true"], numbers(Tensor::from_bools(&[3], &[true, false, true]).unwrap())),
+        (
+            ["[1]", "[]", "[2, 2.5]"],
+            Cells::Lists(vec![Tensor::vector(&[1.0]), Tensor::vector::<f64>(&[]), Tensor::vector(&[2.0, 2.5])]),
+        ),
+    ] {
+        let text = values.map(|value| format!("{{\"a\": \"x\", \"b\\u0063\": {value} }}\n")).concat();
+        let rows = jsonl(&text).unwrap_or_else(|e| panic!("{values:?}: {e}"));
+        assert_eq!(rows.schema.names(), ["a", "bc"]);
+        assert_eq!(rows.columns[1], expected, "{values:?}");
+    }
+    for (values, line, words) in [
+        (["1", "9007199254740993", "0.5"], 2, "`9007199254740993` is not f64"),
+        (["0.5", "1", "9007199254740993"], 3, "`9007199254740993` is not f64"),
+        (["[1, 2]", "[3, 9007199254740993]", "[0.5, 1]"], 2, "not rounded to it"),
+        (["-1", "18446744073709551615", "1"], 2, "`18446744073709551615` is not i64"),
+        (["18446744073709551615", "1", "-1"], 3, "`-1` is not u64"),
+        (["1", "18446744073709551617", "1"], 2, "64 bits do not hold it"),
+        (["1", "1e999", "1"], 2, "no number that 64 bits hold"),
+        (["1", "true", "1"], 2, "`true` is not i64"),
+        (["1", "null", "1"], 2, "has no value"),
+        (["1", "\"x\"", "1"], 2, "is text, not i64"),
+        (["\"x\"", "{\"y\": [1]}", "\"x\""], 2, "holds an object"),
+        (["[[1]]", "[[1, 2]]", "[[1]]"], 2, "shape [1, 2]"),
+        (["[1]", "2", "[1]"], 2, "is no array"),
+        (["[1, [2]]", "[1]", "[1]"], 1, "arrays beside numbers"),
+    ] {
+        let text = values.map(|value| format!("{{\"a\": 1, \"b\": {value}}}\n")).concat();
+        let error = jsonl(&text).unwrap_err().to_string();
+        assert!(error.contains(&format!("one/s.jsonl line {line}, column `b`: ")) && error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_is_twice_in_a_line_of_json_is_refused() {
+    let error = jsonl("{\"a\": 1}\n\n{\"a\": 1, \"\\u0061\": 2}\n").unwrap_err().to_string();
+    assert!(error.contains("one/s.jsonl: line 3: the key `a` is there twice"), "{error}");
+}
+
+#[test]
+fn json_lines_that_take_more_memory_than_the_file_are_refused_while_they_are_read() {
+    let options = ReadOptions { memory_bytes: 1 << 20, ..ReadOptions::default() };
+    let many = format!("{{\"a\": [{}1]}}\n", "1,".repeat(100_000));
+    let rows = "{\"a\": \"\"}\n".repeat(20_000);
+    for text in [many, rows] {
+        assert!(text.len() < 1 << 18, "{}", text.len());
+        let error = read(text.into(), ShardFormat::JsonLines, "s.jsonl", &options).unwrap_err().to_string();
+        assert!(error.contains("one/s.jsonl: line") && error.contains("more than memory_bytes = 1048576"), "{error}");
+    }
+}
+
+fn arrow(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow").join(name)).unwrap()
+}
+
+#[test]
+fn rows_that_a_batch_of_arrow_claims_and_does_not_hold_are_refused_when_it_is_opened() {
+    let options = ReadOptions::default();
+    for (name, words) in [
+        ("numbers.arrows", "a buffer of column `x` has 308 bytes"),
+        ("texts.arrows", "a buffer of column `x` has 312 bytes"),
+        ("widthless.arrows", "of no bytes in column `x`"),
+        ("lists.arrows", "of no bytes in column `x`"),
+    ] {
+        let bytes = arrow(name);
+        assert_eq!(read(bytes.clone().into(), ShardFormat::Arrow, name, &options).unwrap().len(), 77, "{name}");
+        for claimed in [1u64 << 60, 1 << 31, 1 << 25] {
+            let mut bytes = bytes.clone();
+            for word in bytes.chunks_exact_mut(8).filter(|word| **word == 77u64.to_le_bytes()) {
+                word.copy_from_slice(&claimed.to_le_bytes());
+            }
+            let objects: Arc<dyn ReadObjects> = Arc::new(One(bytes.into()));
+            let error = open_shard(&objects, name, ShardFormat::Arrow, &options).err().unwrap().to_string();
+            let words = if claimed == 1 << 25 { words } else { "more than memory_bytes = 1073741824" };
+            assert!(error.contains(&format!("one/{name}: batch 0 claims {claimed} rows")), "{error}");
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
+
+#[test]
+fn codes_of_arrow_are_read_as_what_their_dictionaries_say() {
+    let options = ReadOptions::default();
+    let words =
+        |words: &[&str]| Cells::Bytes(words.iter().map(|word| Bytes::copy_from_slice(word.as_bytes())).collect());
+    let first = ["last", "a", "ü", "", "ü"];
+    // The second batch has its dictionary the other way round.
+    let both = ["last", "a", "ü", "", "ü", "a", "a", "ü"];
+    for (name, expected) in [("codes.arrows", &both[..]), ("codes_zstd.arrows", &both), ("codes.arrow", &first)] {
+        let rows = read(arrow(name).into(), ShardFormat::Arrow, name, &options).unwrap();
+        assert_eq!(rows.schema.columns.len(), 12);
+        for (column, cells) in rows.schema.columns.iter().zip(&rows.columns) {
+            let (kind, expected) = match column.name.as_str() {
+                "number" => {
+                    let numbers = &[3f32, 0.0, 1.0, 2.0, 1.0, 3.0, 3.0, 2.0][..expected.len()];
+                    (Kind::scalar(DType::F32), Cells::Numbers(Tensor::vector(numbers)))
+                }
+                "bytes" => (Kind::Bytes, words(expected)),
+                _ => (Kind::Text, words(expected)),
+            };
+            assert_eq!((&column.kind, cells), (&kind, &expected), "{name} {}", column.name);
+        }
+    }
+    let error = read(arrow("delta.arrows").into(), ShardFormat::Arrow, "s.arrows", &options).unwrap_err().to_string();
+    assert!(error.contains("one/s.arrows: byte ") && error.contains("adds to a dictionary"), "{error}");
+    check_damage(ShardFormat::Arrow, "s.arrows", arrow("codes_zstd.arrows").into(), 53);
+}
+
+#[test]
+fn fields_of_arrow_that_share_their_children_are_counted_each_time() {
+    let bytes = arrow("shared.arrows");
+    let error = read(bytes.into(), ShardFormat::Arrow, "s.arrows", &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("one/s.arrows") && error.contains("too many fields"), "{error}");
+}
+
+#[test]
 fn what_decompresses_past_the_bound_is_refused() {
     let zeros = vec![0u8; 8 << 20];
     let bomb = Bytes::from(zstd::bulk::compress(&zeros, 3).unwrap());

@@ -1,6 +1,6 @@
 //! Streams of a real Redis into datasets, with followers and servers that are killed.
 
-#![allow(clippy::print_stdout, reason = "what was skipped, and counts, are for the log")]
+#![allow(clippy::print_stdout, reason = "counts are for the log")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,16 +16,12 @@ use updraft_store::{AccessOptions, Objects};
 
 use crate::workplace::Workplace;
 
-/// A folder and a server that keeps its data below it; `None` where there is none to be had.
-fn setting() -> Option<(Workplace, RedisServer)> {
-    if !RedisServer::is_installed() {
-        println!("skipped: redis-server is not installed");
-        return None;
-    }
+/// A folder and a server that keeps its data below it.
+fn setting() -> (Workplace, RedisServer) {
     let workplace = Workplace::new();
     std::fs::create_dir(workplace.path("server")).unwrap();
     let server = RedisServer::start(&workplace.path("server"), RedisServer::free_port());
-    Some((workplace, server))
+    (workplace, server)
 }
 
 /// Adds entries with these numbers and some text.
@@ -62,7 +58,7 @@ fn counted(numbers: std::ops::Range<i64>) -> Vec<i64> {
 
 #[test]
 fn every_entry_comes_once_and_in_order_however_often_the_follower_is_killed() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     const ENTRIES: u64 = 10_000;
     let clock = SystemClock::new();
     let stream = format!("{}/clicks", server.url());
@@ -109,7 +105,7 @@ fn every_entry_comes_once_and_in_order_however_often_the_follower_is_killed() {
 
 #[test]
 fn late_entries_are_a_new_segment_and_older_versions_stay() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let stream = format!("{}/clicks", server.url());
     let mut connection = server.connect().unwrap();
     let follow = || workplace.json(&["data", "follow", &stream, "out", "--once"]);
@@ -136,7 +132,7 @@ fn late_entries_are_a_new_segment_and_older_versions_stay() {
 
 #[test]
 fn entries_dropped_before_they_were_read_are_an_error_that_counts_them() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let stream = format!("{}/clicks", server.url());
     let mut connection = server.connect().unwrap();
     let follow = ["data", "follow", &stream, "out", "--once"];
@@ -163,7 +159,7 @@ fn entries_dropped_before_they_were_read_are_an_error_that_counts_them() {
 
 #[test]
 fn a_server_that_is_gone_is_named_and_following_goes_on_when_it_is_back() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let (stream, port) = (format!("{}/clicks", server.url()), server.port());
     add(&mut server.connect().unwrap(), "clicks", 0..100);
     let follow = ["data", "follow", &stream, "out", "--patience-seconds", "0"];
@@ -198,7 +194,7 @@ fn a_server_that_is_gone_is_named_and_following_goes_on_when_it_is_back() {
 
 #[test]
 fn an_entry_that_does_not_fit_is_named_after_those_before_it_were_kept() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let stream = format!("{}/clicks", server.url());
     let mut connection = server.connect().unwrap();
     add(&mut connection, "clicks", 0..10);
@@ -216,7 +212,7 @@ fn an_entry_that_does_not_fit_is_named_after_those_before_it_were_kept() {
 
 #[test]
 fn two_followers_at_once_double_nothing() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let stream = format!("{}/clicks", server.url());
     add(&mut server.connect().unwrap(), "clicks", 0..2000);
     let arguments = ["data", "follow", &stream, "out", "--once", "--shard-bytes", "4KiB"];
@@ -231,7 +227,7 @@ fn two_followers_at_once_double_nothing() {
 /// Two machines that know nothing of each other but the server: the second finds what the first has fetched.
 #[test]
 fn what_one_machine_fetched_others_find_in_redis() {
-    let Some((workplace, server)) = setting() else { return };
+    let (workplace, server) = setting();
     let objects = ObjectServer::start(Dialect::S3, None).unwrap();
     let (url, settings) = objects.url_and_settings();
     let redis = server.url();

@@ -89,11 +89,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A vector of tables.
-    pub(super) fn tables(&self, number: usize) -> Result<Vec<Table<'a>>, String> {
+    /// A vector of tables, which are taken from those that may still be looked at: tables may share others, so that the
+    /// bytes of a file do not bound how many there are.
+    pub(super) fn tables(&self, number: usize, left: &mut usize) -> Result<Vec<Table<'a>>, String> {
         let Some(at) = self.field(number)? else { return Ok(Vec::new()) };
         let start = follow(self.bytes, at)? + 4;
         let count = self.elements(at, 4)?.len() / 4;
+        *left = left.checked_sub(count).ok_or("its metadata lists too many fields")?;
         let table = |index: usize| Ok(Table { bytes: self.bytes, at: follow(self.bytes, start + 4 * index)? });
         (0..count).map(table).collect()
     }

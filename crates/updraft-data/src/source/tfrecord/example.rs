@@ -238,6 +238,10 @@ impl Seen {
         })
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.examples == 0
+    }
+
     /// The columns, by name: a map has no order of its own.
     pub(crate) fn schema(mut self) -> Result<Schema, String> {
         self.columns.sort_by(|a, b| a.name.cmp(&b.name));
