@@ -71,6 +71,11 @@ pub struct DatasetConfig {
     /// multiple. With lanes the batches stay the same when ranks come and go; without, one process reads all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lanes: Option<u64>,
+    /// Follows the dataset while others append to it: each row is used once, in the order of the shards, shuffled within
+    /// windows of blocks; where rows are not there yet, they are waited for. Only for datasets with a manifest, without
+    /// `rows`, `filter` and `pack`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<Follow>,
     /// Whether the bytes of each shard are held against the digest that the manifest or MDS index has of them, before its
     /// first row is used. It reads every shard once more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -103,6 +108,23 @@ pub struct SourceConfig {
     pub rows: Option<[f64; 2]>,
     /// Its share of the samples, in relation to the weights of the other sources.
     pub weight: f64,
+}
+
+/// How long a dataset that grows is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Follow {
+    /// After so many seconds in which nothing was appended, a batch that needs more is an error.
+    pub wait_s: u64,
+    /// Milliseconds between looks at the newest version.
+    pub poll_ms: u64,
+}
+
+impl Default for Follow {
+    /// An hour, looking every two seconds.
+    fn default() -> Follow {
+        Follow { wait_s: 3600, poll_ms: 2000 }
+    }
 }
 
 /// A condition on a column; all that is given must hold.

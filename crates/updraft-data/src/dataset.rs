@@ -44,6 +44,7 @@ pub struct Dataset {
     filter: Option<(Filter, Vec<usize>)>,
     pack: Option<PackConfig>,
     lanes: Option<u64>,
+    is_followed: bool,
 }
 
 /// What is known about a dataset; kept as part of what a model came from.
@@ -120,6 +121,18 @@ impl Dataset {
 
     /// The same, with what is needed to reach the stores that its path leads to.
     pub fn open_with(config: &DatasetConfig, base: &Path, access: &Access) -> Result<Dataset, DataError> {
+        if config.follow.is_some()
+            && let Some((field, _)) = [
+                ("sources", !config.sources.is_empty()),
+                ("rows", config.rows.is_some()),
+                ("filter", !config.filter.is_empty()),
+                ("pack", config.pack.is_some()),
+            ]
+            .into_iter()
+            .find(|(_, is_given)| *is_given)
+        {
+            return Err(DataError::Loader(format!("`follow` and `{field}` exclude each other")));
+        }
         let path = if is_url(&config.path.to_string_lossy()) { config.path.clone() } else { base.join(&config.path) };
         let for_samples =
             DatasetConfig { memory_bytes: config.memory_bytes - queue_share(config.memory_bytes), ..config.clone() };
@@ -191,6 +204,7 @@ impl Dataset {
             filter: filter(config, &opened.columns, &path)?,
             pack: config.pack.clone(),
             lanes: config.lanes,
+            is_followed: config.follow.is_some(),
             path,
             source: opened.source,
             columns: opened.columns,
@@ -310,6 +324,26 @@ impl Dataset {
     /// Lanes that the configuration asks for.
     pub fn lanes(&self) -> Option<u64> {
         self.lanes
+    }
+
+    /// Whether it grows while it is read.
+    pub fn is_followed(&self) -> bool {
+        self.is_followed
+    }
+
+    /// What the source has grown to, once it has this many blocks.
+    pub(crate) fn grown(&self, blocks: usize) -> Result<std::sync::Arc<[u64]>, DataError> {
+        self.source.grown(blocks)
+    }
+
+    /// The digest of all that has samples before this one, where it grows.
+    pub(crate) fn digest_until(&self, sample: u64) -> Option<Digest> {
+        self.source.digest_until(sample)
+    }
+
+    /// Whether nobody is to wait for growth.
+    pub(crate) fn stop_waiting(&self, stops: bool) {
+        self.source.stop_waiting(stops);
     }
 
     /// Tells the source which blocks steps to come need.

@@ -239,7 +239,8 @@ impl Loader {
         let tensors = match (&rows, dataset.pack()) {
             (RowPlan::Packed(rows), Some(pack)) => dataset.packed(pack, rows, &mut watch)?,
             (RowPlan::Samples(rows), _) => {
-                let comes_again = (epoch + 1).saturating_mul(self.steps_per_epoch()) < end_step.load(Ordering::Relaxed);
+                let comes_again = planner.repeats()
+                    && (epoch + 1).saturating_mul(self.steps_per_epoch()) < end_step.load(Ordering::Relaxed);
                 dataset.tensors_of(rows, &key, comes_again, &mut watch)?
             }
             (RowPlan::Packed(_), None) => unreachable!("rows are packed where the dataset says how"),

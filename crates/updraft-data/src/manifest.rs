@@ -365,7 +365,7 @@ fn manifest_key(digest: &Digest) -> String {
     format!("manifests/{}.json", digest.hex())
 }
 
-fn latest(objects: &dyn ReadObjects) -> Result<Option<Digest>, DataError> {
+pub(crate) fn latest(objects: &dyn ReadObjects) -> Result<Option<Digest>, DataError> {
     let Some(text) = read_small(objects, LATEST)? else { return Ok(None) };
     let damaged = |reason: String| DataError::file(objects.name(LATEST).as_ref(), reason);
     let Latest { format, digest } = serde_json::from_slice(&text).map_err(|e| damaged(format!("is damaged: {e}")))?;

@@ -27,6 +27,7 @@ mod arrow;
 pub(crate) mod cells;
 mod csv;
 mod folder;
+mod growing;
 pub(crate) mod input;
 pub(crate) mod join;
 mod jsonl;
@@ -74,6 +75,20 @@ pub(crate) trait Source: Send + Sync {
 
     /// All steps before this one are done.
     fn advance(&self, _step: u64) {}
+
+    /// First rows of the blocks of a source that grows, and the row at the end: of at least `blocks` blocks, for which it
+    /// waits.
+    fn grown(&self, _blocks: usize) -> Result<Arc<[u64]>, DataError> {
+        Err(DataError::Loader("the source does not grow".into()))
+    }
+
+    /// The digest of all shards that have rows before this one, of a source that grows.
+    fn digest_until(&self, _row: u64) -> Option<Digest> {
+        None
+    }
+
+    /// Whether nobody is to wait for growth.
+    fn stop_waiting(&self, _stops: bool) {}
 }
 
 /// A source, and what is known about it.
@@ -147,6 +162,9 @@ pub(crate) fn open(config: &DatasetConfig, base: &Path, access: &Access) -> Resu
     let place = Place::of(&config.path, base, access)?;
     let path = place.name.clone();
     let wanted = Wanted { names: (!names.is_empty()).then_some(names), path: &path };
+    if let Some(follow) = &config.follow {
+        return growing::open(config, follow, base, &wanted, access);
+    }
     let opened = match local_format(config, &place)? {
         Some(Format::Folder) => folder::open(&path, &wanted, config.memory_bytes, access),
         Some(Format::Csv) => csv::open(&path, &wanted, config.memory_bytes),

@@ -1,10 +1,11 @@
 //! Which samples make the batch of a step, before any of them is read.
 //!
-//! There are three kinds of order. In an *epoch* every step is a range of positions of one order, and the last is filled
+//! There are four kinds of order. In an *epoch* every step is a range of positions of one order, and the last is filled
 //! as the tail says. A *stream* has no common end: each lane goes on into its next epoch by itself, which is what
 //! mixtures need, whose sources end at different times, and what stages need that join or drop samples, whose rows
 //! nobody can count without reading. A *list* is a stage over one epoch, laid out in full: for evaluation, which wants
-//! every sample once and an end.
+//! every sample once and an end. A dataset that *grows* has one order without end, in windows of blocks: a window is
+//! shuffled as soon as all its blocks are there, so its order does not depend on when they came.
 //!
 //! Only a stage has state: where each lane stands. It is kept for the steps that are being made, so that asking for the
 //! state after a step costs nothing; any other step's is found by going on from the nearest one before.
@@ -13,14 +14,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use updraft_base::Key;
+use updraft_base::{Key, Permutation};
 
 use super::stream::Stream;
 use super::{LoaderOptions, Tail};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::lanes::{LaneEpoch, Lanes, Share};
-use crate::order::{EpochOrder, Order};
+use crate::order::{EpochOrder, Order, Shuffle};
 use crate::packing::{LaneState, Packer, Piece};
 
 /// The rows of a batch.
@@ -60,6 +61,16 @@ enum OrderKind {
     Epochs(Epochs),
     Stream(Stream),
     List(Vec<Vec<Piece>>),
+    Growing(Growing),
+}
+
+/// Windows of blocks, one after the other.
+struct Growing {
+    /// What samples are permuted by; nothing where they are not.
+    key: Option<Key>,
+    window_blocks: usize,
+    /// First row of each block, and the row at the end, as far as is known.
+    starts: Mutex<Arc<[u64]>>,
 }
 
 /// One source, its epochs one after the other.
@@ -102,15 +113,26 @@ impl Planner {
         let share = share.map_err(DataError::Loader)?;
         let mixes = !dataset.weights().is_empty();
         let is_list = dataset.is_many_to_one() && !mixes && options.tail != Tail::Wrap;
+        if dataset.is_followed() && options.shuffle == Shuffle::Global {
+            return refused("nobody knows all samples of a dataset that is followed: shuffle over blocks".into());
+        }
         if mixes && options.tail == Tail::Drop {
             return refused("a mixture has no end that `tail = \"drop\"` could leave out".into());
         }
         match lanes {
-            Some(lanes) => dataset.check_lanes(lanes, options.shuffle)?,
-            None => dataset.check_shuffle(options.shuffle)?,
+            Some(lanes) if !dataset.is_followed() => dataset.check_lanes(lanes, options.shuffle)?,
+            _ => dataset.check_shuffle(options.shuffle)?,
         }
         let mut epoch_rows = dataset.len();
-        let kind = if is_list {
+        let kind = if dataset.is_followed() {
+            let (key, window_blocks) = match options.shuffle {
+                Shuffle::Blocks(blocks) => {
+                    (Some(key.child("growing")), usize::try_from(blocks.max(1)).unwrap_or(usize::MAX))
+                }
+                Shuffle::None | Shuffle::Global => (None, 1),
+            };
+            OrderKind::Growing(Growing { key, window_blocks, starts: Mutex::new(Arc::new([0])) })
+        } else if is_list {
             let order = Order::new(options.seed, dataset.block_samples(), options.shuffle).epoch(0);
             let rows = list(dataset, &order)?;
             epoch_rows = rows.len() as u64;
@@ -127,7 +149,7 @@ impl Planner {
         if epoch_rows == 0 {
             return refused("the filter lets no sample through".into());
         }
-        if options.tail == Tail::Drop && epoch_rows < batch_size {
+        if options.tail == Tail::Drop && epoch_rows < batch_size && !dataset.is_followed() {
             return refused(format!(
                 "{epoch_rows} samples do not fill a batch of {batch_size}, and `tail = \"drop\"` leaves them out"
             ));
@@ -142,14 +164,19 @@ impl Planner {
 
     pub(crate) fn steps_per_epoch(&self) -> u64 {
         match self.tail {
-            Tail::Drop => self.epoch_rows / self.batch_size,
-            Tail::Pad | Tail::Wrap => self.epoch_rows.div_ceil(self.batch_size),
+            Tail::Drop if self.has_epochs() => self.epoch_rows / self.batch_size,
+            Tail::Drop | Tail::Pad | Tail::Wrap => self.epoch_rows.div_ceil(self.batch_size),
         }
     }
 
     /// Whether epochs have ends that all agree on.
     pub(crate) fn has_epochs(&self) -> bool {
-        !matches!(self.kind, OrderKind::Stream(_))
+        !matches!(self.kind, OrderKind::Stream(_) | OrderKind::Growing(_))
+    }
+
+    /// Whether samples come again.
+    pub(crate) fn repeats(&self) -> bool {
+        !matches!(self.kind, OrderKind::Growing(_))
     }
 
     fn has_row(&self, row: u64) -> bool {
@@ -179,6 +206,13 @@ impl Planner {
                     None => RowPlan::Samples(rows.iter().map(|row| first_sample(row)).collect()),
                 };
                 Ok(BatchPlan { epoch, key: self.augment.child_index(epoch), samples, rows })
+            }
+            OrderKind::Growing(growing) => {
+                let positions =
+                    (0..self.batch_size).filter(|row| self.has_row(*row)).map(|row| step * self.batch_size + row);
+                let rows: Vec<u64> = positions.map(|at| growing.sample_at(dataset, at)).collect::<Result<_, _>>()?;
+                let key = self.augment.child("growing").child_index(step);
+                Ok(BatchPlan { epoch: 0, key, samples: rows.clone(), rows: RowPlan::Samples(rows) })
             }
             OrderKind::Stream(stream) => {
                 // A sample may come twice in the time of an epoch, and should not look the same both times.
@@ -252,7 +286,7 @@ impl Planner {
     pub(crate) fn states(&self, dataset: &Dataset, step: u64) -> Result<BTreeMap<u64, LaneState>, DataError> {
         match &self.kind {
             OrderKind::Stream(stream) => stream.states(dataset, step),
-            OrderKind::Epochs(_) | OrderKind::List(_) => Ok(BTreeMap::new()),
+            OrderKind::Epochs(_) | OrderKind::List(_) | OrderKind::Growing(_) => Ok(BTreeMap::new()),
         }
     }
 
@@ -263,7 +297,7 @@ impl Planner {
     pub(crate) fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
         match &self.kind {
             OrderKind::Stream(stream) => stream.restore(step, states),
-            OrderKind::Epochs(_) | OrderKind::List(_) => Ok(()),
+            OrderKind::Epochs(_) | OrderKind::List(_) | OrderKind::Growing(_) => Ok(()),
         }
     }
 
@@ -277,6 +311,29 @@ impl Planner {
 
 fn first_sample(row: &[Piece]) -> u64 {
     row.first().map_or(0, |piece| piece.sample)
+}
+
+impl Growing {
+    /// The sample at a position, once its window is there.
+    fn sample_at(&self, dataset: &Dataset, position: u64) -> Result<u64, DataError> {
+        let known = || self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut starts = known().clone();
+        loop {
+            // The last start is the end of what is known.
+            let block = starts.partition_point(|start| *start <= position) - 1;
+            let first = block / self.window_blocks * self.window_blocks;
+            let end = first + self.window_blocks;
+            if let (Some(from), Some(to)) = (starts.get(first), starts.get(end))
+                && position < *to
+            {
+                let place = position - from;
+                let key = self.key.map(|key| key.child_index((first / self.window_blocks) as u64));
+                return Ok(from + key.map_or(place, |key| Permutation::new(&key, to - from).get(place)));
+            }
+            starts = dataset.grown(end.max(starts.len()))?;
+            *known() = starts.clone();
+        }
+    }
 }
 
 impl Epochs {

@@ -107,6 +107,7 @@ impl Tuner {
 impl Batches {
     pub(super) fn start(loader: &Loader, steps: std::ops::Range<u64>) -> Result<Batches, DataError> {
         let options = loader.options();
+        loader.dataset().stop_waiting(false);
         loader.begin(steps.start);
         // Each thread makes one batch while one waits for the consumer.
         let least = (2 * options.threads as u64).max(1);
@@ -196,6 +197,7 @@ impl Batches {
     }
 
     fn stop(&self) {
+        self.loader.dataset().stop_waiting(true);
         self.queue.lock().stop = true;
         self.queue.changed.notify_all();
     }

@@ -147,7 +147,9 @@ impl Loader {
         let super::Shared { dataset, options, .. } = &*self.shared;
         LoaderToken {
             format: TOKEN_FORMAT,
-            dataset: dataset.facts().digest,
+            dataset: dataset
+                .digest_until(next_step.saturating_mul(options.batch_size as u64))
+                .unwrap_or(dataset.facts().digest),
             pipeline: dataset.facts().pipeline,
             samples: dataset.len(),
             batch_size: options.batch_size,

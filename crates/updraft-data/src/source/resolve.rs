@@ -81,6 +81,13 @@ pub(crate) fn resolve(
 }
 
 fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) -> Result<Resolved, DataError> {
+    let shards = shards_of(&version);
+    let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
+    Ok(Resolved { place, objects, schema, shards, digest, version: Some(digest) })
+}
+
+/// The shards that a manifest lists.
+pub(crate) fn shards_of(version: &Version) -> Vec<Shard> {
     let shard = |facts: &ShardFacts| Shard {
         blocks: match facts.blocks.as_slice() {
             [] => vec![facts.samples],
@@ -91,9 +98,7 @@ fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) 
         reader: None,
         content: None,
     };
-    let shards = version.manifest.shards.iter().map(shard).collect();
-    let (schema, digest) = (Arc::new(version.manifest.schema.clone()), version.digest);
-    Ok(Resolved { place, objects, schema, shards, digest, version: Some(digest) })
+    version.manifest.shards.iter().map(shard).collect()
 }
 
 fn from_mds_index(

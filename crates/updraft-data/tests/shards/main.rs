@@ -1,6 +1,7 @@
 //! What is written is read back, and what is damaged is an error that names it.
 
 mod folders;
+mod growing;
 
 use std::ops::Range;
 use std::path::Path;

@@ -87,6 +87,39 @@ fn a_run_on_lanes_that_was_killed_goes_on_to_the_same_bits() {
 }
 
 #[test]
+fn a_run_that_follows_a_growing_dataset_ends_as_if_all_had_been_there() {
+    let recipe = RECIPE
+        .replace(
+            "train = { path = \"train.npz\" }",
+            "train = { path = \"set\", follow = { wait_s = 60, poll_ms = 50 } }",
+        )
+        .replace("steps = 120", "steps = 25\nshuffle = { blocks = 2 }");
+    let append = |workplace: &Workplace, part: &str| {
+        workplace.json(&["data", "ingest", part, "set", "--append", "--shard-rows", "48"]);
+    };
+    let (whole, growing) = (Workplace::new(), Workplace::new());
+    for workplace in [&whole, &growing] {
+        workplace.write_recipe(&recipe);
+        append(workplace, "train.npz");
+    }
+    ["validation.npz", "test.npz"].iter().for_each(|part| append(&whole, part));
+    let expected = whole.json(&["train", "."]);
+
+    let train = || growing.command(&["train", "."]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut killed = train();
+    append(&growing, "validation.npz");
+    SystemClock::new().sleep_ms(500);
+    // Rows of the last part are not there, so it cannot be done.
+    assert!(killed.try_wait().unwrap().is_none());
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let mut resumed = train();
+    append(&growing, "test.npz");
+    assert!(resumed.wait().unwrap().success());
+    assert_eq!(growing.json(&["train", "."])["model_digest"], expected["model_digest"]);
+}
+
+#[test]
 fn lanes_are_part_of_what_determines_a_model() {
     let workplace = workplace(&mixture());
     let digest = |answer: &Value| answer["model_digest"].clone();

@@ -1,0 +1,257 @@
+//! A dataset that others append to while it is read.
+//!
+//! A version of a dataset has the shards of the one before and others behind them, so the blocks of all shards are one
+//! list that only grows at its end, and a row has the same number in every version. A reader needs to know no more of a
+//! version than how far it goes, and waits where it does not go far enough.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use updraft_base::{Digest, Hasher};
+use updraft_store::ReadObjects;
+
+use crate::config::{DatasetConfig, Follow};
+use crate::error::DataError;
+use crate::manifest::{ShardFacts, Version, latest};
+use crate::rows::Cells;
+use crate::schema::Schema;
+use crate::source::place::Place;
+use crate::source::resolve::shards_of;
+use crate::source::sharded::{Parts, Sharded};
+use crate::source::{Access, Opened, Source, Wanted};
+
+/// How often who waits looks whether it is to stop.
+const STOP_MS: u64 = 50;
+
+pub(crate) struct Growing {
+    name: std::path::PathBuf,
+    /// Without a cache, which would go on telling of the version that it knows.
+    versions: Arc<dyn ReadObjects>,
+    objects: Arc<dyn ReadObjects>,
+    schema: Arc<Schema>,
+    columns: Vec<usize>,
+    memory_bytes: u64,
+    request_bytes: u64,
+    verify: bool,
+    follow: Follow,
+    /// Rows of the blocks of the first shard: what the dataset is known by, however far it has grown.
+    first_blocks: Vec<u64>,
+    now: RwLock<Arc<Grown>>,
+    /// One looks, and others wait for what it finds; when it was done last.
+    looked: Mutex<Option<Instant>>,
+    stops: AtomicBool,
+}
+
+/// The dataset as it was when somebody last looked.
+struct Grown {
+    version: Digest,
+    facts: Vec<ShardFacts>,
+    /// First row of each block, and the number of rows at the end.
+    starts: Arc<[u64]>,
+    source: Sharded,
+}
+
+/// Opens a dataset that is followed.
+///
+/// # Errors
+/// One without a manifest, whose shards nobody promises to keep.
+pub(crate) fn open(
+    config: &DatasetConfig,
+    follow: &Follow,
+    base: &Path,
+    wanted: &Wanted,
+    access: &Access,
+) -> Result<Opened, DataError> {
+    let place = Place::of(&config.path, base, access)?;
+    let name = place.name.clone();
+    let bare = Access { wrap: None, ..access.clone() };
+    let versions = place.objects(&bare)?;
+    let found = if place.is_folder() { Version::read(&versions, None)? } else { None };
+    let Some(version) = found else {
+        let reason = "cannot be followed: it has no manifest; make it with `data ingest --append` or `data follow`";
+        return Err(DataError::file(&name, reason));
+    };
+    let schema = Arc::new(version.manifest.schema.clone());
+    let (columns, places) = wanted.among(&schema.names())?;
+    let (objects, request_bytes) = (place.objects(access)?, place.request_bytes());
+    let parts = |version: &Version| Parts {
+        name: name.clone(),
+        objects: objects.clone(),
+        schema: schema.clone(),
+        columns: places.clone(),
+        shards: shards_of(version),
+        memory_bytes: config.memory_bytes,
+        request_bytes,
+        verify: config.verify,
+    };
+    let now = Grown::new(version, parts)?;
+    let first = now.facts.first().map(blocks_of).unwrap_or_default();
+    let digest = digest_of(&now.facts[..1]);
+    let growing = Growing {
+        versions,
+        memory_bytes: config.memory_bytes,
+        request_bytes,
+        verify: config.verify,
+        follow: follow.clone(),
+        first_blocks: first,
+        now: RwLock::new(Arc::new(now)),
+        looked: Mutex::default(),
+        stops: AtomicBool::new(false),
+        objects: objects.clone(),
+        schema: schema.clone(),
+        columns: places.clone(),
+        name: name.clone(),
+    };
+    Ok(Opened { source: Box::new(growing), columns, digest, vocabulary: None, classes: None })
+}
+
+fn blocks_of(facts: &ShardFacts) -> Vec<u64> {
+    match facts.blocks.as_slice() {
+        [] => vec![facts.samples],
+        blocks => blocks.iter().map(|block| block.rows).collect(),
+    }
+}
+
+/// Over what shards hold, not where they lie.
+fn digest_of(shards: &[ShardFacts]) -> Digest {
+    let mut hasher = Hasher::new();
+    for ShardFacts { format, bytes, samples, xxh3, sha256, .. } in shards {
+        let content = format!("{format} {bytes} {samples} {xxh3:?} {sha256:?}");
+        hasher.field(content.as_bytes());
+    }
+    hasher.finish()
+}
+
+impl Grown {
+    fn new(version: Version, parts: impl FnOnce(&Version) -> Parts) -> Result<Grown, DataError> {
+        let source = Sharded::new(parts(&version))?;
+        let mut starts = vec![0];
+        starts.extend(source.block_rows().iter().scan(0, |sum, rows| {
+            *sum += rows;
+            Some(*sum)
+        }));
+        Ok(Grown { version: version.digest, facts: version.manifest.shards, starts: starts.into(), source })
+    }
+}
+
+impl Growing {
+    fn now(&self) -> Arc<Grown> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether there are more than so many blocks; looks for a newer version unless somebody just did.
+    fn look(&self, blocks: usize) -> Result<bool, DataError> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.now();
+        if before.starts.len() > blocks + 1 {
+            return Ok(true);
+        }
+        if looked.is_some_and(|at| at.elapsed() < Duration::from_millis(self.follow.poll_ms / 2)) {
+            return Ok(false);
+        }
+        *looked = Some(Instant::now());
+        let gone = || DataError::file(&self.name, "has no manifest any more");
+        if latest(&*self.versions)?.ok_or_else(gone)? == before.version {
+            return Ok(false);
+        }
+        let version = Version::read(&self.versions, None)?.ok_or_else(gone)?;
+        let shards = &version.manifest.shards;
+        if let Some((was, is)) = before.facts.iter().zip(shards).find(|(was, is)| was != is) {
+            let reason = format!(
+                "was replaced while it was followed: the version {} has the shard `{}` where `{}` was",
+                version.digest, is.key, was.key
+            );
+            return Err(DataError::file(&self.name, reason));
+        }
+        if shards.len() < before.facts.len() {
+            let reason = format!("the version {} has lost shards while it was followed", version.digest);
+            return Err(DataError::file(&self.name, reason));
+        }
+        let grown = Grown::new(version, |version| Parts {
+            name: self.name.clone(),
+            objects: self.objects.clone(),
+            schema: self.schema.clone(),
+            columns: self.columns.clone(),
+            shards: shards_of(version),
+            memory_bytes: self.memory_bytes,
+            request_bytes: self.request_bytes,
+            verify: self.verify,
+        })?;
+        let is_larger = grown.starts.len() > before.starts.len();
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(grown);
+        Ok(is_larger)
+    }
+}
+
+impl Source for Growing {
+    /// Those of the first shard.
+    fn block_rows(&self) -> &[u64] {
+        &self.first_blocks
+    }
+
+    fn resident_bytes(&self, blocks: u64) -> u64 {
+        self.now().source.resident_bytes(blocks)
+    }
+
+    fn bounds(&self, column: usize, row: u64) -> Option<(f64, f64)> {
+        self.now().source.bounds(column, row)
+    }
+
+    fn read(&self, columns: &[usize], rows: &[u64]) -> Result<Vec<Cells>, DataError> {
+        self.now().source.read(columns, rows)
+    }
+
+    fn row_name(&self, row: u64) -> String {
+        self.now().source.row_name(row)
+    }
+
+    fn grown(&self, blocks: usize) -> Result<Arc<[u64]>, DataError> {
+        let mut waited_ms = 0;
+        loop {
+            let starts = self.now().starts.clone();
+            if starts.len() > blocks {
+                return Ok(starts);
+            }
+            if self.look(starts.len() - 1)? {
+                waited_ms = 0;
+                continue;
+            }
+            if waited_ms >= self.follow.wait_s.saturating_mul(1000) {
+                let rows = starts.last().copied().unwrap_or(0);
+                let reason = format!(
+                    "has {rows} rows in {} blocks, of which {blocks} are needed now, and none was appended for {} s \
+                     (`follow.wait_s`)",
+                    starts.len() - 1,
+                    self.follow.wait_s
+                );
+                return Err(DataError::file(&self.name, reason));
+            }
+            let poll_ms = self.follow.poll_ms.max(1);
+            for slept_ms in (0..poll_ms).step_by(STOP_MS as usize) {
+                if self.stops.load(Ordering::Relaxed) {
+                    return Err(DataError::file(&self.name, "is not waited for any more"));
+                }
+                std::thread::sleep(Duration::from_millis(STOP_MS.min(poll_ms - slept_ms)));
+            }
+            waited_ms += poll_ms;
+        }
+    }
+
+    fn digest_until(&self, row: u64) -> Option<Digest> {
+        let now = self.now();
+        let mut first = 0;
+        let begins_before = |facts: &&ShardFacts| {
+            let is_used = first < row.max(1);
+            first += facts.samples;
+            is_used
+        };
+        let used = now.facts.iter().take_while(begins_before).count();
+        Some(digest_of(&now.facts[..used]))
+    }
+
+    fn stop_waiting(&self, stops: bool) {
+        self.stops.store(stops, Ordering::Relaxed);
+    }
+}
