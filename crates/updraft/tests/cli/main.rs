@@ -12,6 +12,7 @@ mod prune;
 mod quantize;
 mod query;
 mod transform;
+mod validate;
 mod workplace;
 
 use clap::CommandFactory;
