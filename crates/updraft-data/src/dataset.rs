@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use updraft_base::{Digest, Hasher, Key};
@@ -331,19 +331,14 @@ impl Dataset {
         self.is_followed
     }
 
-    /// What the source has grown to, once it has this many blocks.
-    pub(crate) fn grown(&self, blocks: usize) -> Result<std::sync::Arc<[u64]>, DataError> {
-        self.source.grown(blocks)
+    /// What the source has grown to, once it has this many blocks; they are waited for unless it `is_stopped`.
+    pub(crate) fn grown(&self, blocks: usize, is_stopped: &dyn Fn() -> bool) -> Result<Arc<[u64]>, DataError> {
+        self.source.grown(blocks, is_stopped)
     }
 
     /// The digest of all that has samples before this one, where it grows.
     pub(crate) fn digest_until(&self, sample: u64) -> Option<Digest> {
         self.source.digest_until(sample)
-    }
-
-    /// Whether nobody is to wait for growth.
-    pub(crate) fn stop_waiting(&self, stops: bool) {
-        self.source.stop_waiting(stops);
     }
 
     /// Tells the source which blocks steps to come need.

@@ -167,12 +167,12 @@ impl Loader {
 
     /// The batch of one step, made now.
     pub fn batch(&self, step: u64) -> Result<Batch, DataError> {
-        Ok(self.make(step)?.batch)
+        Ok(self.make(step, &|| false)?.batch)
     }
 
     /// What the rows of one step are made of: samples, or pieces of them where rows are packed. Padding is left out.
     pub fn pieces(&self, step: u64) -> Result<Vec<Vec<Piece>>, DataError> {
-        let plan = self.shared.planner.batch(&self.shared.dataset, step)?;
+        let plan = self.shared.planner.batch(&self.shared.dataset, step, &|| false)?;
         Ok(match plan.rows {
             RowPlan::Packed(rows) => rows.into_iter().filter(|row| !row.is_empty()).collect(),
             RowPlan::Samples(_) => {
@@ -231,10 +231,11 @@ impl Loader {
         dataset.foresee(&mut std::iter::once_with(|| planner.uses(dataset, epoch)).flatten());
     }
 
-    fn make(&self, step: u64) -> Result<Made, DataError> {
+    /// The batch of a step; where its samples are not there yet, they are waited for unless it `is_stopped`.
+    fn make(&self, step: u64, is_stopped: &dyn Fn() -> bool) -> Result<Made, DataError> {
         let Shared { dataset, planner, clock, end_step, .. } = &*self.shared;
         let mut watch = Stopwatch::start(clock.as_deref());
-        let BatchPlan { epoch, key, samples, rows } = planner.batch(dataset, step)?;
+        let BatchPlan { epoch, key, samples, rows } = planner.batch(dataset, step, is_stopped)?;
         watch.lap(crate::stall::Stage::Fetch);
         let tensors = match (&rows, dataset.pack()) {
             (RowPlan::Packed(rows), Some(pack)) => dataset.packed(pack, rows, &mut watch)?,

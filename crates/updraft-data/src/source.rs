@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use updraft_base::{Digest, Hasher};
+use updraft_base::{Clock, Digest, Hasher};
 use updraft_store::{AccessOptions, Objects, ReadObjects};
 
 use crate::config::{DatasetConfig, Format};
@@ -77,8 +77,8 @@ pub(crate) trait Source: Send + Sync {
     fn advance(&self, _step: u64) {}
 
     /// First rows of the blocks of a source that grows, and the row at the end: of at least `blocks` blocks, for which it
-    /// waits.
-    fn grown(&self, _blocks: usize) -> Result<Arc<[u64]>, DataError> {
+    /// waits unless it `is_stopped`.
+    fn grown(&self, _blocks: usize, _is_stopped: &dyn Fn() -> bool) -> Result<Arc<[u64]>, DataError> {
         Err(DataError::Loader("the source does not grow".into()))
     }
 
@@ -86,9 +86,6 @@ pub(crate) trait Source: Send + Sync {
     fn digest_until(&self, _row: u64) -> Option<Digest> {
         None
     }
-
-    /// Whether nobody is to wait for growth.
-    fn stop_waiting(&self, _stops: bool) {}
 }
 
 /// A source, and what is known about it.
@@ -117,6 +114,8 @@ pub struct Access {
     pub version: Option<Digest>,
     /// Digests of files that need not be read to know them once more.
     pub known: Option<Arc<KnownDigests>>,
+    /// By which a dataset that grows is waited for; that of the system without.
+    pub clock: Option<Arc<dyn Clock>>,
 }
 
 impl Access {

@@ -67,7 +67,15 @@ impl Context<'_> {
         let requests = self.requests.clone();
         let opened: Told = Arc::new(move |objects| requests.watch(objects));
         let (settings, options) = (self.store_settings.clone(), self.access_options());
-        Access { settings, options, wrap, opened: Some(opened), known: self.known_digests.clone(), ..Access::default() }
+        Access {
+            settings,
+            options,
+            wrap,
+            opened: Some(opened),
+            known: self.known_digests.clone(),
+            clock: Some(self.clock.clone()),
+            ..Access::default()
+        }
     }
 
     /// Programs that start together must not repeat their requests together.

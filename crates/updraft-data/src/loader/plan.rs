@@ -184,7 +184,12 @@ impl Planner {
     }
 
     /// What the batch of a step is made of.
-    pub(crate) fn batch(&self, dataset: &Dataset, step: u64) -> Result<BatchPlan, DataError> {
+    pub(crate) fn batch(
+        &self,
+        dataset: &Dataset,
+        step: u64,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<BatchPlan, DataError> {
         let epoch = step / self.steps_per_epoch();
         match &self.kind {
             OrderKind::Epochs(epochs) => {
@@ -210,7 +215,8 @@ impl Planner {
             OrderKind::Growing(growing) => {
                 let positions =
                     (0..self.batch_size).filter(|row| self.has_row(*row)).map(|row| step * self.batch_size + row);
-                let rows: Vec<u64> = positions.map(|at| growing.sample_at(dataset, at)).collect::<Result<_, _>>()?;
+                let rows: Vec<u64> =
+                    positions.map(|at| growing.sample_at(dataset, at, is_stopped)).collect::<Result<_, _>>()?;
                 let key = self.augment.child("growing").child_index(step);
                 Ok(BatchPlan { epoch: 0, key, samples: rows.clone(), rows: RowPlan::Samples(rows) })
             }
@@ -315,7 +321,7 @@ fn first_sample(row: &[Piece]) -> u64 {
 
 impl Growing {
     /// The sample at a position, once its window is there.
-    fn sample_at(&self, dataset: &Dataset, position: u64) -> Result<u64, DataError> {
+    fn sample_at(&self, dataset: &Dataset, position: u64, is_stopped: &dyn Fn() -> bool) -> Result<u64, DataError> {
         let known = || self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut starts = known().clone();
         loop {
@@ -330,7 +336,7 @@ impl Growing {
                 let key = self.key.map(|key| key.child_index((first / self.window_blocks) as u64));
                 return Ok(from + key.map_or(place, |key| Permutation::new(&key, to - from).get(place)));
             }
-            starts = dataset.grown(end.max(starts.len()))?;
+            starts = dataset.grown(end.max(starts.len()), is_stopped)?;
             *known() = starts.clone();
         }
     }

@@ -107,7 +107,6 @@ impl Tuner {
 impl Batches {
     pub(super) fn start(loader: &Loader, steps: std::ops::Range<u64>) -> Result<Batches, DataError> {
         let options = loader.options();
-        loader.dataset().stop_waiting(false);
         loader.begin(steps.start);
         // Each thread makes one batch while one waits for the consumer.
         let least = (2 * options.threads as u64).max(1);
@@ -197,7 +196,6 @@ impl Batches {
     }
 
     fn stop(&self) {
-        self.loader.dataset().stop_waiting(true);
         self.queue.lock().stop = true;
         self.queue.changed.notify_all();
     }
@@ -221,7 +219,7 @@ impl Iterator for Batches {
             state.next_taken += 1;
             drop(state);
             waited = true;
-            Ok(self.loader.make(step))
+            Ok(self.loader.make(step, &|| false))
         } else {
             let outcome = loop {
                 if let Some(outcome) = state.ready.remove(&step) {
@@ -286,7 +284,7 @@ impl Queue {
             let step = state.next_made;
             state.next_made += 1;
             drop(state);
-            let made = catch_unwind(AssertUnwindSafe(|| loader.make(step)));
+            let made = catch_unwind(AssertUnwindSafe(|| loader.make(step, &|| self.lock().stop)));
             state = self.lock();
             state.ready.insert(step, made);
             self.changed.notify_all();

@@ -5,11 +5,9 @@
 //! version than how far it goes, and waits where it does not go far enough.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
-use updraft_base::{Digest, Hasher};
+use updraft_base::{Clock, Digest, Hasher, SystemClock};
 use updraft_store::ReadObjects;
 
 use crate::config::{DatasetConfig, Follow};
@@ -40,8 +38,8 @@ pub(crate) struct Growing {
     first_blocks: Vec<u64>,
     now: RwLock<Arc<Grown>>,
     /// One looks, and others wait for what it finds; when it was done last.
-    looked: Mutex<Option<Instant>>,
-    stops: AtomicBool,
+    looked_ns: Mutex<Option<u64>>,
+    clock: Arc<dyn Clock>,
 }
 
 /// The dataset as it was when somebody last looked.
@@ -97,8 +95,8 @@ pub(crate) fn open(
         follow: follow.clone(),
         first_blocks: first,
         now: RwLock::new(Arc::new(now)),
-        looked: Mutex::default(),
-        stops: AtomicBool::new(false),
+        looked_ns: Mutex::default(),
+        clock: access.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new())),
         objects: objects.clone(),
         schema: schema.clone(),
         columns: places.clone(),
@@ -143,15 +141,17 @@ impl Growing {
 
     /// Whether there are more than so many blocks; looks for a newer version unless somebody just did.
     fn look(&self, blocks: usize) -> Result<bool, DataError> {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked_ns = self.looked_ns.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.now();
         if before.starts.len() > blocks + 1 {
             return Ok(true);
         }
-        if looked.is_some_and(|at| at.elapsed() < Duration::from_millis(self.follow.poll_ms / 2)) {
+        let now_ns = self.clock.monotonic_ns();
+        let fresh_ns = self.follow.poll_ms.saturating_mul(1_000_000) / 2;
+        if looked_ns.is_some_and(|at_ns| now_ns.saturating_sub(at_ns) < fresh_ns) {
             return Ok(false);
         }
-        *looked = Some(Instant::now());
+        *looked_ns = Some(now_ns);
         let gone = || DataError::file(&self.name, "has no manifest any more");
         if latest(&*self.versions)?.ok_or_else(gone)? == before.version {
             return Ok(false);
@@ -207,7 +207,7 @@ impl Source for Growing {
         self.now().source.row_name(row)
     }
 
-    fn grown(&self, blocks: usize) -> Result<Arc<[u64]>, DataError> {
+    fn grown(&self, blocks: usize, is_stopped: &dyn Fn() -> bool) -> Result<Arc<[u64]>, DataError> {
         let mut waited_ms = 0;
         loop {
             let starts = self.now().starts.clone();
@@ -230,10 +230,10 @@ impl Source for Growing {
             }
             let poll_ms = self.follow.poll_ms.max(1);
             for slept_ms in (0..poll_ms).step_by(STOP_MS as usize) {
-                if self.stops.load(Ordering::Relaxed) {
+                if is_stopped() {
                     return Err(DataError::file(&self.name, "is not waited for any more"));
                 }
-                std::thread::sleep(Duration::from_millis(STOP_MS.min(poll_ms - slept_ms)));
+                self.clock.sleep_ms(STOP_MS.min(poll_ms - slept_ms));
             }
             waited_ms += poll_ms;
         }
@@ -249,9 +249,5 @@ impl Source for Growing {
         };
         let used = now.facts.iter().take_while(begins_before).count();
         Some(digest_of(&now.facts[..used]))
-    }
-
-    fn stop_waiting(&self, stops: bool) {
-        self.stops.store(stops, Ordering::Relaxed);
     }
 }

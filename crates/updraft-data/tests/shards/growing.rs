@@ -2,8 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
+use updraft_base::{Clock, SystemClock};
 use updraft_data::write::WriteOptions;
 use updraft_data::{
     Access, Cells, Column, DataError, Dataset, DatasetConfig, Kind, Loader, LoaderOptions, Manifest, Rows, Schema,
@@ -61,7 +61,7 @@ fn rows_come_once_and_in_an_order_that_does_not_depend_on_when_they_came() {
         let found = std::thread::scope(|scope| {
             let found = scope.spawn(|| numbers(&reading, steps.clone()));
             for shard in 1..6 {
-                std::thread::sleep(Duration::from_millis(30));
+                SystemClock::new().sleep_ms(30);
                 append(slow.path(), shard);
             }
             found.join().unwrap()
