@@ -70,7 +70,7 @@ impl Setting {
 impl Process {
     fn whole(&self, key: &str) -> Bytes {
         let bytes = self.cache.facts(key).unwrap().bytes;
-        self.cache.read(key, &[0..bytes]).unwrap().remove(0)
+        self.cache.read(key, &[0..bytes], None).unwrap().remove(0)
     }
 
     /// Looks at objects and reads of them that reached the store.
@@ -97,9 +97,9 @@ fn a_second_process_fetches_no_small_object_and_no_manifest_at_all() {
     let footer = [(1 << 20) - 1000..1 << 20, 7..99];
     let read = |process: &Process| {
         assert_eq!(process.whole("index.json"), content(1, 5000));
-        assert_eq!(process.cache.read("index.json", &[10..20, 4990..5000]).unwrap()[1], content(1, 5000)[4990..]);
+        assert_eq!(process.cache.read("index.json", &[10..20, 4990..5000], None).unwrap()[1], content(1, 5000)[4990..]);
         assert_eq!(process.whole(&manifest), content(2, 300));
-        let parts = process.cache.read("large", &footer).unwrap();
+        let parts = process.cache.read("large", &footer, None).unwrap();
         assert_eq!((&parts[0][..], &parts[1][..]), (&large[(1 << 20) - 1000..], &large[7..99]));
     };
     let first = setting.process(|_| {});
