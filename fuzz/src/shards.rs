@@ -66,7 +66,8 @@ fn read(format: ShardFormat, key: &str, bytes: Bytes) {
     };
     for (block, rows) in reader.blocks().iter().enumerate().take(BLOCKS_MAX) {
         match reader.read_block(block) {
-            Ok(read) => assert_eq!(read.len() as u64, *rows),
+            // Rows without columns cannot be counted.
+            Ok(read) => assert!(read.columns.is_empty() || read.len() as u64 == *rows, "{} of {rows}", read.len()),
             Err(error) => names_it(&error),
         }
     }

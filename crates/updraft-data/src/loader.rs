@@ -159,8 +159,8 @@ impl Loader {
         self.shared.planner.steps_per_epoch()
     }
 
-    /// Whether all lanes end their epochs together, so that so many steps see every sample once. Not so in mixtures, nor
-    /// where samples are filtered or packed and lanes go on into their next epochs.
+    /// Whether all lanes end their epochs together, so that so many steps see every sample once. Not so in mixtures, in
+    /// datasets that are followed, nor where samples are filtered or packed and lanes go on into their next epochs.
     pub fn has_epochs(&self) -> bool {
         self.shared.planner.has_epochs()
     }

@@ -140,6 +140,14 @@ impl ShardFacts {
         ShardFacts { xxh3, sha256: Some(Digest::of(bytes)), ..self }
     }
 
+    /// Rows of its blocks; it is one where none are told.
+    pub(crate) fn block_rows(&self) -> Vec<u64> {
+        match self.blocks.as_slice() {
+            [] => vec![self.samples],
+            blocks => blocks.iter().map(|block| block.rows).collect(),
+        }
+    }
+
     /// Whether blocks, samples and key make sense together.
     fn check(&self) -> Result<(), String> {
         let key = &self.key;

@@ -4,7 +4,7 @@
 //! list that only grows at its end, and a row has the same number in every version. A reader needs to know no more of a
 //! version than how far it goes, and waits where it does not go far enough.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use updraft_base::{Clock, Digest, Hasher, SystemClock};
@@ -24,15 +24,9 @@ use crate::source::{Access, Opened, Source, Wanted};
 const STOP_MS: u64 = 50;
 
 pub(crate) struct Growing {
-    name: std::path::PathBuf,
     /// Without a cache, which would go on telling of the version that it knows.
     versions: Arc<dyn ReadObjects>,
-    objects: Arc<dyn ReadObjects>,
-    schema: Arc<Schema>,
-    columns: Vec<usize>,
-    memory_bytes: u64,
-    request_bytes: u64,
-    verify: bool,
+    common: Common,
     follow: Follow,
     /// Rows of the blocks of the first shard: what the dataset is known by, however far it has grown.
     first_blocks: Vec<u64>,
@@ -40,6 +34,17 @@ pub(crate) struct Growing {
     /// One looks, and others wait for what it finds; when it was done last.
     looked_ns: Mutex<Option<u64>>,
     clock: Arc<dyn Clock>,
+}
+
+/// What all versions have in common.
+struct Common {
+    name: PathBuf,
+    objects: Arc<dyn ReadObjects>,
+    schema: Arc<Schema>,
+    columns: Vec<usize>,
+    memory_bytes: u64,
+    request_bytes: u64,
+    verify: bool,
 }
 
 /// The dataset as it was when somebody last looked.
@@ -73,43 +78,28 @@ pub(crate) fn open(
     };
     let schema = Arc::new(version.manifest.schema.clone());
     let (columns, places) = wanted.among(&schema.names())?;
-    let (objects, request_bytes) = (place.objects(access)?, place.request_bytes());
-    let parts = |version: &Version| Parts {
-        name: name.clone(),
-        objects: objects.clone(),
-        schema: schema.clone(),
-        columns: places.clone(),
-        shards: shards_of(version),
+    let common = Common {
+        objects: place.objects(access)?,
+        request_bytes: place.request_bytes(),
+        name,
+        schema,
+        columns: places,
         memory_bytes: config.memory_bytes,
-        request_bytes,
         verify: config.verify,
     };
-    let now = Grown::new(version, parts)?;
-    let first = now.facts.first().map(blocks_of).unwrap_or_default();
+    let now = common.grown(version)?;
+    let first = now.facts.first().map(ShardFacts::block_rows).unwrap_or_default();
     let digest = digest_of(&now.facts[..1]);
     let growing = Growing {
         versions,
-        memory_bytes: config.memory_bytes,
-        request_bytes,
-        verify: config.verify,
+        common,
         follow: follow.clone(),
         first_blocks: first,
         now: RwLock::new(Arc::new(now)),
         looked_ns: Mutex::default(),
         clock: access.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new())),
-        objects: objects.clone(),
-        schema: schema.clone(),
-        columns: places.clone(),
-        name: name.clone(),
     };
     Ok(Opened { source: Box::new(growing), columns, digest, vocabulary: None, classes: None })
-}
-
-fn blocks_of(facts: &ShardFacts) -> Vec<u64> {
-    match facts.blocks.as_slice() {
-        [] => vec![facts.samples],
-        blocks => blocks.iter().map(|block| block.rows).collect(),
-    }
 }
 
 /// Over what shards hold, not where they lie.
@@ -122,9 +112,18 @@ fn digest_of(shards: &[ShardFacts]) -> Digest {
     hasher.finish()
 }
 
-impl Grown {
-    fn new(version: Version, parts: impl FnOnce(&Version) -> Parts) -> Result<Grown, DataError> {
-        let source = Sharded::new(parts(&version))?;
+impl Common {
+    fn grown(&self, version: Version) -> Result<Grown, DataError> {
+        let source = Sharded::new(Parts {
+            name: self.name.clone(),
+            objects: self.objects.clone(),
+            schema: self.schema.clone(),
+            columns: self.columns.clone(),
+            shards: shards_of(&version),
+            memory_bytes: self.memory_bytes,
+            request_bytes: self.request_bytes,
+            verify: self.verify,
+        })?;
         let mut starts = vec![0];
         starts.extend(source.block_rows().iter().scan(0, |sum, rows| {
             *sum += rows;
@@ -152,7 +151,7 @@ impl Growing {
             return Ok(false);
         }
         *looked_ns = Some(now_ns);
-        let gone = || DataError::file(&self.name, "has no manifest any more");
+        let gone = || DataError::file(&self.common.name, "has no manifest any more");
         if latest(&*self.versions)?.ok_or_else(gone)? == before.version {
             return Ok(false);
         }
@@ -163,22 +162,13 @@ impl Growing {
                 "was replaced while it was followed: the version {} has the shard `{}` where `{}` was",
                 version.digest, is.key, was.key
             );
-            return Err(DataError::file(&self.name, reason));
+            return Err(DataError::file(&self.common.name, reason));
         }
         if shards.len() < before.facts.len() {
             let reason = format!("the version {} has lost shards while it was followed", version.digest);
-            return Err(DataError::file(&self.name, reason));
+            return Err(DataError::file(&self.common.name, reason));
         }
-        let grown = Grown::new(version, |version| Parts {
-            name: self.name.clone(),
-            objects: self.objects.clone(),
-            schema: self.schema.clone(),
-            columns: self.columns.clone(),
-            shards: shards_of(version),
-            memory_bytes: self.memory_bytes,
-            request_bytes: self.request_bytes,
-            verify: self.verify,
-        })?;
+        let grown = self.common.grown(version)?;
         let is_larger = grown.starts.len() > before.starts.len();
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(grown);
         Ok(is_larger)
@@ -226,12 +216,12 @@ impl Source for Growing {
                     starts.len() - 1,
                     self.follow.wait_s
                 );
-                return Err(DataError::file(&self.name, reason));
+                return Err(DataError::file(&self.common.name, reason));
             }
             let poll_ms = self.follow.poll_ms.max(1);
             for slept_ms in (0..poll_ms).step_by(STOP_MS as usize) {
                 if is_stopped() {
-                    return Err(DataError::file(&self.name, "is not waited for any more"));
+                    return Err(DataError::file(&self.common.name, "is not waited for any more"));
                 }
                 self.clock.sleep_ms(STOP_MS.min(poll_ms - slept_ms));
             }

@@ -89,10 +89,7 @@ fn from_manifest(place: Place, objects: Arc<dyn ReadObjects>, version: Version) 
 /// The shards that a manifest lists.
 pub(crate) fn shards_of(version: &Version) -> Vec<Shard> {
     let shard = |facts: &ShardFacts| Shard {
-        blocks: match facts.blocks.as_slice() {
-            [] => vec![facts.samples],
-            blocks => blocks.iter().map(|b| b.rows).collect(),
-        },
+        blocks: facts.block_rows(),
         facts: facts.clone(),
         mds: None,
         reader: None,
