@@ -71,6 +71,8 @@ pub struct SharedCacheReading {
     pub put_bytes: u64,
     /// Values that were not what was put; each was fetched from the store.
     pub corrupt: u64,
+    /// Requests to keep something that the server refused, because it is full or takes no writes.
+    pub refused: u64,
     /// Requests that the server did not answer, and those that it was spared because it was away.
     pub away: u64,
 }

@@ -173,24 +173,31 @@ impl LaneEpoch {
     pub(crate) fn uses(&self) -> Vec<(usize, Range<u64>)> {
         let mut uses = Vec::with_capacity(self.borders.len());
         for lane in 0..self.lanes.count {
-            let places = self.lane_start(lane)..self.lane_start(lane + 1);
-            let mut place = places.start;
-            while place < places.end {
-                // Unshuffled, each block is a window of its own.
-                let turn = last_at_most(&self.borders, place);
-                let window = match self.lanes.shuffle {
-                    Shuffle::None => place..self.borders[turn + 1].min(places.end),
-                    Shuffle::Global | Shuffle::Blocks(_) => self.window(lane, place).places,
-                };
-                let position = |place: u64| (place - places.start) * self.lanes.count + lane;
-                let positions = position(window.start)..position(window.end - 1) + 1;
-                let turns = turn..self.borders.partition_point(|border| *border < window.end);
-                let filled = turns.filter(|turn| self.borders[*turn] < self.borders[turn + 1]);
-                uses.extend(filled.map(|turn| (self.block(turn), positions.clone())));
-                place = window.end;
+            let position = |index: u64| index * self.lanes.count + lane;
+            for (indices, blocks) in self.windows(lane) {
+                uses.extend(blocks.map(|block| (block, position(indices.start)..position(indices.end - 1) + 1)));
             }
         }
         uses
+    }
+
+    /// The windows of a lane in their order: the indices in each, and the blocks that their samples come from.
+    pub(crate) fn windows(&self, lane: u64) -> impl Iterator<Item = (Range<u64>, impl Iterator<Item = usize>)> {
+        let places = self.lane_start(lane)..self.lane_start(lane + 1);
+        let mut place = places.start;
+        std::iter::from_fn(move || {
+            let start = Some(place).filter(|place| *place < places.end)?;
+            // Unshuffled, each block is a window of its own.
+            let turn = last_at_most(&self.borders, start);
+            let window = match self.lanes.shuffle {
+                Shuffle::None => start..self.borders[turn + 1].min(places.end),
+                Shuffle::Global | Shuffle::Blocks(_) => self.window(lane, start).places,
+            };
+            place = window.end;
+            let turns = turn..self.borders.partition_point(|border| *border < window.end);
+            let filled = turns.filter(|turn| self.borders[*turn] < self.borders[turn + 1]);
+            Some((window.start - places.start..window.end - places.start, filled.map(|turn| self.block(turn))))
+        })
     }
 
     fn block(&self, turn: usize) -> usize {

@@ -73,6 +73,13 @@ pub(crate) fn is_away(error: &RedisError) -> bool {
         || matches!(error.code(), Some("LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "EXECABORT"))
 }
 
+/// Whether the server answers, and takes nothing: it is full, or a copy of another.
+pub(crate) fn takes_no_writes(error: &RedisError) -> bool {
+    let errors = error.clone().into_server_errors().unwrap_or_default();
+    let refuses = |code: &str| matches!(code, "OOM" | "READONLY" | "MISCONF" | "NOREPLICAS");
+    !errors.is_empty() && errors.iter().all(|(_, error)| refuses(error.code()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -186,3 +186,22 @@ fn a_server_that_is_killed_or_was_never_there_fails_no_read() {
     let reading = absent.cache.reading();
     assert_eq!((reading.away, reading.hits, reading.put_bytes), (100, 0, 0));
 }
+
+#[test]
+fn a_server_that_is_full_still_gives_what_it_has() {
+    let setting = Setting::new();
+    for (key, seed) in [("kept", 1), ("late", 2)] {
+        setting.objects().put(key, content(seed, 1000)).unwrap();
+    }
+    let process = setting.process(|_| {});
+    process.whole("kept");
+    // It never evicts unless told to.
+    setting.server.call(&["CONFIG", "SET", "maxmemory", "1"]);
+    for _ in 0..3 {
+        assert_eq!(process.whole("late"), content(2, 1000));
+        assert_eq!(process.whole("kept"), content(1, 1000));
+    }
+    let reading = process.cache.reading();
+    assert_eq!((reading.hits, reading.refused, reading.away), (3, 3, 0), "{reading:?}");
+    assert_eq!(process.asked().1, 4);
+}

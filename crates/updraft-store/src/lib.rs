@@ -35,6 +35,7 @@ mod artifact;
 mod error;
 mod files;
 mod objects;
+mod url;
 
 pub use artifact::{Artifact, Origin};
 pub use error::StoreError;
@@ -43,6 +44,7 @@ pub use objects::{
     AccessError, AccessOptions, ClassReading, Created, MeterReading, ObjectFacts, Objects, ReadObjects, RequestClass,
     RequestPrices,
 };
+pub use url::{file_url_path, unescaped};
 
 /// The version of every JSON file in a store. Another version is refused, not guessed at.
 const FORMAT: u64 = 1;

@@ -18,6 +18,7 @@ use object_store::ObjectStore;
 use crate::StoreError;
 
 mod access;
+mod connection;
 mod diagnosis;
 mod local;
 mod meter;

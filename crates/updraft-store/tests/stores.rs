@@ -5,7 +5,10 @@
 #![allow(clippy::print_stdout, reason = "what was skipped and what was measured is for the log")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use updraft_sim::{Dialect, FaultRates, ObjectServer, Operation, Schedule};
@@ -315,6 +318,130 @@ fn a_server_that_is_not_there_is_named() {
     let StoreError::Read { source, .. } = &error else { panic!("{error:?}") };
     assert!(source.attempts == 2 && source.reason.contains(&address), "{source:?}");
     assert!(source.hint.as_ref().is_some_and(|hint| hint.contains("127.0.0.1")), "{source:?}");
+}
+
+/// Answers each request with the next of some texts, the last one for good; gives the address, and what was asked so far.
+fn answering(answers: Vec<&'static str>) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = asked.clone();
+    // Ends with the process: nobody asks once the test is over.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut lines = reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let Some(first) = lines.next() else { continue };
+            lines.for_each(drop);
+            let number = {
+                let mut log = log.lock().unwrap();
+                log.push(first);
+                log.len() - 1
+            };
+            reader.get_mut().write_all(answers[number.min(answers.len() - 1)].as_bytes()).unwrap();
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn a_web_server_that_lacks_something_is_told_of_at_once() {
+    const HEAD: &str = "HTTP/1.1 200 -\r\nContent-Length: 10\r\nConnection: close\r\n\r\n";
+    let options = AccessOptions { backoff_ms: 1, ..AccessOptions::default() };
+    type Call = fn(&Objects) -> Result<(), StoreError>;
+    let read: Call = |objects| objects.get_ranges("x", &[2..4], None).map(drop);
+    let list: Call = |objects| objects.list("").map(drop);
+    let head: Call = |objects| objects.head("x").map(drop);
+    let put: Call = |objects| objects.put("x", "y".into()).map(drop);
+    for (call, answer, requests, reason, hint) in [
+        (
+            read,
+            "HTTP/1.1 200 -\r\nContent-Length: 10\r\nConnection: close\r\n\r\n0123456789",
+            1,
+            "not supported",
+            "download",
+        ),
+        // What may be a fault is asked for three times in all.
+        (
+            read,
+            "HTTP/1.1 206 -\r\nContent-Range: bytes 3-4/10\r\nContent-Length: 2\r\nConnection: close\r\n\r\n34",
+            3,
+            "2..4",
+            "",
+        ),
+        (head, "HTTP/1.1 200 -\r\nConnection: close\r\n\r\n", 3, "Content-Length", ""),
+        (list, "HTTP/1.1 501 -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 1, "501", "one file"),
+        (list, "HTTP/1.1 403 -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 1, "403", "one file"),
+        (put, "HTTP/1.1 405 -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 1, "405", "only gives"),
+    ] {
+        let (url, asked) = answering(vec![answer]);
+        let objects = Objects::open(&url, &BTreeMap::new(), &options).unwrap();
+        let error = call(&objects).unwrap_err();
+        let (StoreError::Read { source, .. } | StoreError::Write { source, .. }) = &error else { panic!("{error:?}") };
+        assert!(source.reason.contains(reason), "{reason}: {source:?}");
+        assert_eq!(source.hint.is_some(), !hint.is_empty(), "{source:?}");
+        assert!(source.hint.as_deref().unwrap_or_default().contains(hint), "{source:?}");
+        assert_eq!(asked.lock().unwrap().len(), requests, "{answer}: {:?}", asked.lock().unwrap());
+    }
+    // A header that was wrong once is no trait.
+    let right = "HTTP/1.1 206 -\r\nContent-Range: bytes 2-3/10\r\nContent-Length: 2\r\nConnection: close\r\n\r\n23";
+    let (url, asked) =
+        answering(vec![HEAD, "HTTP/1.1 206 -\r\nContent-Range: none\r\nConnection: close\r\n\r\n", right]);
+    let objects = Objects::open(&url, &BTreeMap::new(), &options).unwrap();
+    assert_eq!(objects.head("x").unwrap().bytes, 10);
+    assert_eq!(objects.get_ranges("x", &[2..4], None).unwrap(), ["23"]);
+    assert_eq!(asked.lock().unwrap().len(), 3);
+}
+
+#[test]
+fn a_file_of_credentials_that_is_not_there_is_named_at_once() {
+    for (url, variable, file) in [
+        ("s3://bucket", "AWS_WEB_IDENTITY_TOKEN_FILE", "/no/such/token"),
+        ("s3://bucket", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/no/such/token"),
+        ("az://container", "AZURE_FEDERATED_TOKEN_FILE", "/no/such/token"),
+        ("gs://bucket", "GOOGLE_APPLICATION_CREDENTIALS", "/no/such/key"),
+        // It is there, and is no key.
+        ("gs://bucket", "GOOGLE_APPLICATION_CREDENTIALS", "Cargo.toml"),
+    ] {
+        let settings = [(variable.to_owned(), file.to_owned()), ("AZURE_STORAGE_ACCOUNT".to_owned(), "a".to_owned())];
+        let error = Objects::open(url, &settings.into(), &options()).unwrap_err();
+        let StoreError::Open { source, .. } = &error else { panic!("{error:?}") };
+        let reason = source.to_string();
+        assert!(reason.contains(variable) && reason.contains(file), "{reason}");
+    }
+}
+
+#[test]
+fn what_a_variable_asks_for_is_never_passed_over() {
+    for (url, pairs, says) in [
+        ("s3://x", vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/x")], "AUTHORIZATION_TOKEN_FILE"),
+        ("s3://x", vec![("AWS_PROFILE", "absent"), ("HOME", "/no/such/home")], "absent"),
+        ("az://x", vec![("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a")], "AccountKey"),
+        ("az://x", vec![], "AZURE_STORAGE_CONNECTION_STRING"),
+    ] {
+        let settings = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let error = Objects::open(url, &settings, &options()).unwrap_err();
+        let StoreError::Open { source, .. } = &error else { panic!("{error:?}") };
+        assert!(source.to_string().contains(says), "{source}");
+    }
+}
+
+#[test]
+fn bytes_that_came_for_nothing_are_counted() {
+    let rates = FaultRates { truncated: 0.4, ..FaultRates::default() };
+    let schedule = Arc::new(Schedule::new(5, rates).only(Operation::Get));
+    let server = ObjectServer::start(Dialect::S3, Some(schedule.clone())).unwrap();
+    let (url, settings) = server.url_and_settings();
+    let options = AccessOptions { backoff_ms: 1, retries: 30, ..AccessOptions::default() };
+    let objects = Objects::open(&url, &settings, &options).unwrap();
+    objects.put("x", vec![7; 1000].into()).unwrap();
+    for _ in 0..30 {
+        assert_eq!(objects.get_ranges("x", &[100..200], None).unwrap()[0].len(), 100);
+    }
+    let cut = schedule.counts().values().sum::<u64>();
+    assert!(cut > 5, "{cut}");
+    let reading = objects.meter();
+    assert_eq!((reading.bytes_read, reading.retries), (30 * 100 + cut * 50, cut));
 }
 
 #[test]

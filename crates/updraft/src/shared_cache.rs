@@ -60,6 +60,7 @@ impl Shared {
             hit_bytes: sum.hit_bytes + one.hit_bytes,
             put_bytes: sum.put_bytes + one.put_bytes,
             corrupt: sum.corrupt + one.corrupt,
+            refused: sum.refused + one.refused,
             away: sum.away + one.away,
         })
     }

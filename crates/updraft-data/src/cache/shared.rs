@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::SharedCacheReading;
 use crate::error::DataError;
-use crate::server::Server;
+use crate::server::{Server, takes_no_writes};
 
 /// Another number where values are of another form.
 const PREFIX: &str = "updraft1:";
@@ -240,6 +240,11 @@ impl SharedCache {
                     state.connections.push(connection);
                 }
                 Some(answer)
+            }
+            // It takes no values, and still has those that it took.
+            Err(error) if takes_no_writes(&error) => {
+                state.reading.refused += 1;
+                None
             }
             Err(_) => {
                 state.reading.away += 1;

@@ -135,11 +135,7 @@ fn a_damaged_file_is_fetched_again_and_counted() {
     let open = || Cache::new(store.clone(), options(0, 100, Some((folder.path(), 1 << 20)))).unwrap();
     let all = 0..300u64;
     (0..3).for_each(|key| _ = open().read(&key.to_string(), std::slice::from_ref(&all), None).unwrap());
-    let mut files: Vec<PathBuf> = Vec::new();
-    for folder in std::fs::read_dir(folder.path()).unwrap().flatten().filter(|f| f.file_name() != "unfinished") {
-        files.extend(std::fs::read_dir(folder.path()).unwrap().flatten().map(|f| f.path()));
-    }
-    files.sort();
+    let files: Vec<PathBuf> = files_below(folder.path()).into_iter().collect();
     assert_eq!(files.len(), 9);
     let content = std::fs::read(&files[0]).unwrap();
     std::fs::write(&files[0], &content[..content.len() - 1]).unwrap();
@@ -238,11 +234,60 @@ fn what_a_dead_process_left_unfinished_is_cleared_away() {
     let store = Counted::new(1, 100);
     let open = || Cache::new(store.clone(), options(0, 100, Some((folder.path(), 1000)))).unwrap();
     drop(open());
-    // No process has this number: it is above what Linux gives.
-    let left = folder.path().join("unfinished/4194999-0");
+    // Whatever process it is named after, also the number of one that lives.
+    let left = folder.path().join(format!("unfinished/x-{}-0", std::process::id()));
     std::fs::write(&left, b"half").unwrap();
-    let own = folder.path().join(format!("unfinished/{}-77", std::process::id()));
-    std::fs::write(&own, b"half").unwrap();
+    let writing = std::fs::File::create(folder.path().join("unfinished/y-1-0")).unwrap();
+    writing.lock().unwrap();
     open();
-    assert_eq!((left.exists(), own.exists()), (!std::path::Path::new("/proc/self").exists(), true));
+    assert_eq!((left.exists(), folder.path().join("unfinished/y-1-0").exists()), (false, true));
+    drop(writing);
+    open();
+    assert_eq!(std::fs::read_dir(folder.path().join("unfinished")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_under_the_name_of_another_is_not_taken_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Counted::new(2, 100);
+    let open = || Cache::new(store.clone(), options(0, 100, Some((folder.path(), 1 << 20)))).unwrap();
+    let whole = |cache: &Cache, object: usize| {
+        let got = cache.read(&object.to_string(), std::slice::from_ref(&(0..100)), None).unwrap();
+        assert_eq!(got[0][..], store.objects[object][..]);
+    };
+    let first = open();
+    (0..2).for_each(|object| whole(&first, object));
+    let files: Vec<PathBuf> = files_below(folder.path()).into_iter().collect();
+    let [a, b] = &files[..] else { panic!("{files:?}") };
+    std::fs::copy(a, b).unwrap();
+    let second = open();
+    (0..2).for_each(|object| whole(&second, object));
+    assert_eq!((second.reading().corrupt, second.reading().disk_hits), (1, 1));
+}
+
+#[test]
+fn files_of_others_in_the_folder_are_neither_counted_nor_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let others = ["en/corpus.txt", "de/0123456789abcdef", "ab/notes"].map(|name| folder.path().join(name));
+    for file in &others {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, [1; 5000]).unwrap();
+    }
+    let store = Counted::new(10, 100);
+    let cache = Cache::new(store, options(0, 100, Some((folder.path(), 3 * 124)))).unwrap();
+    let keys: Vec<String> = (0..10).map(|o| o.to_string()).collect();
+    cache.foresee(&mut (0..20).map(|step| (keys[step % 10].as_str(), step as u64..step as u64 + 1)));
+    for step in 0..20 {
+        cache.read(&keys[step % 10], std::slice::from_ref(&(0..100)), None).unwrap();
+        cache.advance(step as u64 + 1);
+    }
+    assert!(others.iter().all(|file| file.exists()));
+    // Room for three of ten.
+    assert!(cache.reading().disk_hits >= 2, "{:?}", cache.reading());
+}
+
+/// The files of parts.
+fn files_below(folder: &std::path::Path) -> BTreeSet<PathBuf> {
+    let folders = std::fs::read_dir(folder).unwrap().flatten().filter(|f| f.file_name() != "unfinished");
+    folders.flat_map(|f| std::fs::read_dir(f.path()).unwrap().flatten().map(|f| f.path())).collect()
 }

@@ -271,19 +271,29 @@ impl Planner {
         (step < self.steps_per_epoch()).then(|| epoch * self.steps_per_epoch() + step)
     }
 
-    /// The blocks that an epoch needs, each with its steps, by when they are needed first; nothing where that is not
-    /// known without reading.
+    /// The blocks that this rank needs in an epoch, each with its steps, by when they are needed first; nothing where that
+    /// is not known without reading.
     pub(crate) fn uses(&self, dataset: &Dataset, epoch: u64) -> Vec<(usize, Range<u64>)> {
-        let OrderKind::Epochs(epochs) = &self.kind else { return Vec::new() };
-        let positions = match &*epochs.order(epoch) {
-            EpochKind::Plain(order) => order.uses(dataset.block_samples()),
-            EpochKind::Lanes(order) => order.uses(),
-        };
         let first = epoch * self.steps_per_epoch();
-        let steps = |positions: Range<u64>| {
-            first + positions.start / self.batch_size..first + positions.end.div_ceil(self.batch_size)
+        let mut uses = match &self.kind {
+            OrderKind::Epochs(epochs) => {
+                let positions = match &*epochs.order(epoch) {
+                    EpochKind::Plain(order) => order.uses(dataset.block_samples()),
+                    EpochKind::Lanes(order) => order.uses(),
+                };
+                let steps = |positions: Range<u64>| {
+                    first + positions.start / self.batch_size..first + positions.end.div_ceil(self.batch_size)
+                };
+                // The first position is of the lane, and so of the rank, that all of them are of.
+                let own = positions.into_iter().filter(|(_, positions)| self.has_row(positions.start));
+                own.map(|(block, positions)| (block, steps(positions))).collect()
+            }
+            OrderKind::Stream(stream) => {
+                let has_lane = |lane| self.share.as_ref().is_none_or(|share| share.has_lane(lane));
+                stream.uses(first..first + self.steps_per_epoch(), has_lane)
+            }
+            OrderKind::List(_) | OrderKind::Growing(_) => Vec::new(),
         };
-        let mut uses: Vec<_> = positions.into_iter().map(|(block, positions)| (block, steps(positions))).collect();
         uses.sort_by_key(|(_, steps)| (steps.start, steps.end));
         uses
     }

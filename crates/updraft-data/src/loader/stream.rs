@@ -1,6 +1,7 @@
 //! Lanes that go on without end, each into its next epoch by itself, and where they stand.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use updraft_base::Key;
@@ -26,6 +27,8 @@ pub(super) struct Stream {
 }
 
 struct StreamSource {
+    /// The number of the source's first block in the dataset.
+    first_block: usize,
     /// The number of the source's first sample in the dataset.
     first_sample: u64,
     lanes: Lanes,
@@ -69,7 +72,7 @@ impl Stream {
     ) -> Result<Stream, DataError> {
         let key = Key::new(options.seed);
         let mut sources = Vec::new();
-        let mut first_sample = 0;
+        let (mut first_block, mut first_sample) = (0, 0);
         for (number, blocks) in dataset.sources().enumerate() {
             // One source has the order that it would have without a mixture.
             let key = if dataset.weights().is_empty() { key } else { key.child("source").child_index(number as u64) };
@@ -80,7 +83,8 @@ impl Stream {
                     "source {number} has {samples} samples, too few for {lanes} lanes; take fewer lanes"
                 )));
             }
-            sources.push(StreamSource { first_sample, lanes: source_lanes, epochs: Mutex::default() });
+            sources.push(StreamSource { first_block, first_sample, lanes: source_lanes, epochs: Mutex::default() });
+            first_block += blocks.len();
             first_sample += samples;
         }
         let mixture = match dataset.weights() {
@@ -129,6 +133,66 @@ impl Stream {
         let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
         self.go_to(dataset, stage, &mut progress, step)?;
         self.take_step(dataset, stage, &mut progress, &lanes)
+    }
+
+    /// The blocks that some of the lanes need in a range of steps, each with its steps. Nothing where a stage drops or joins
+    /// samples: then nobody knows without reading.
+    pub(super) fn uses(&self, steps: Range<u64>, has_lane: impl Fn(u64) -> bool) -> Vec<(usize, Range<u64>)> {
+        let mut uses = Vec::new();
+        if self.stage.is_some() {
+            return uses;
+        }
+        let first_index = |lane: u64, step: u64| (step * self.batch_size).saturating_sub(lane).div_ceil(self.lanes);
+        let lanes: Vec<u64> = (0..self.lanes).filter(|lane| has_lane(*lane)).collect();
+        let indices = |lane: u64| first_index(lane, steps.start)..first_index(lane, steps.end);
+        for (number, source) in self.sources.iter().enumerate() {
+            // What each lane takes of the source meanwhile, counted on through the source's epochs.
+            let items: Vec<Range<u64>> = lanes
+                .iter()
+                .map(|lane| {
+                    let Range { start, end } = indices(*lane);
+                    self.items_before(*lane, start, number)..self.items_before(*lane, end, number)
+                })
+                .collect();
+            let epoch_of = |lane: u64, item: u64| item / source.lanes.lane_len(lane);
+            let taken = || lanes.iter().copied().zip(&items).filter(|(_, items)| !items.is_empty());
+            let first_epoch = taken().map(|(lane, items)| epoch_of(lane, items.start)).min().unwrap_or(0);
+            let end_epoch = taken().map(|(lane, items)| epoch_of(lane, items.end - 1) + 1).max().unwrap_or(0);
+            for epoch in first_epoch..end_epoch {
+                let order = source.lanes.epoch(epoch);
+                for (lane, items) in taken() {
+                    let before = epoch * source.lanes.lane_len(lane);
+                    let mut index = indices(lane);
+                    for (window, blocks) in order.windows(lane) {
+                        let (start, end) = (items.start.max(before + window.start), items.end.min(before + window.end));
+                        if start >= end {
+                            continue;
+                        }
+                        index.start = self.index_of(lane, index.clone(), number, start);
+                        let last = self.index_of(lane, index.clone(), number, end - 1);
+                        let step = |index: u64| (index * self.lanes + lane) / self.batch_size;
+                        let steps = step(index.start)..step(last) + 1;
+                        uses.extend(blocks.map(|block| (source.first_block + block, steps.clone())));
+                    }
+                }
+            }
+        }
+        uses
+    }
+
+    /// How many items of a source a lane has before an index.
+    fn items_before(&self, lane: u64, index: u64, source: usize) -> u64 {
+        self.mixture.as_ref().map_or(index, |mixture| mixture.counts(lane, index)[source])
+    }
+
+    /// The index, among some of a lane, of an item of a source.
+    fn index_of(&self, lane: u64, among: Range<u64>, source: usize, item: u64) -> u64 {
+        let Range { mut start, mut end } = among;
+        while end - start > 1 {
+            let middle = start + (end - start) / 2;
+            if self.items_before(lane, middle, source) <= item { start = middle } else { end = middle }
+        }
+        start
     }
 
     pub(super) fn states(&self, dataset: &Dataset, step: u64) -> Result<BTreeMap<u64, LaneState>, DataError> {

@@ -397,6 +397,8 @@ fn batches_in_flight_stay_within_their_memory() {
 struct Objects64 {
     store: Arc<dyn ReadObjects>,
     cache: Option<Arc<Cache>>,
+    /// Of the objects, which are numbered.
+    first_block: u64,
     blocks: Vec<u64>,
 }
 
@@ -420,7 +422,8 @@ impl Source for Objects64 {
         for row in rows {
             let start = row % samples * 64;
             let range = start..start + 64;
-            let bytes = store.read(&(row / samples).to_string(), std::slice::from_ref(&range), None);
+            let key = (self.first_block + row / samples).to_string();
+            let bytes = store.read(&key, std::slice::from_ref(&range), None);
             let bytes = bytes.map_err(|e| DataError::Loader(e.to_string()))?.remove(0);
             assert_eq!(bytes[..8].repeat(8), bytes[..], "a sample of two");
             numbers.push(i64::from_le_bytes(bytes[..8].try_into().unwrap()));
@@ -434,7 +437,8 @@ impl Source for Objects64 {
 
     fn foresee(&self, uses: &mut dyn Iterator<Item = (usize, Range<u64>)>) {
         if let Some(cache) = &self.cache {
-            let named: Vec<(String, Range<u64>)> = uses.map(|(block, steps)| (block.to_string(), steps)).collect();
+            let key = |block: usize| (self.first_block + block as u64).to_string();
+            let named: Vec<(String, Range<u64>)> = uses.map(|(block, steps)| (key(block), steps)).collect();
             cache.foresee(&mut named.iter().map(|(key, steps)| (key.as_str(), steps.clone())));
         }
     }
@@ -453,7 +457,7 @@ fn loader_over(
     options: LoaderOptions,
 ) -> Loader {
     let count = blocks.len();
-    let source = Box::new(Objects64 { store, cache, blocks });
+    let source = Box::new(Objects64 { store, cache, first_block: 0, blocks });
     let columns = vec!["sample".to_owned()];
     let opened = Opened { source, columns, digest: Digest::of(b"objects"), vocabulary: None, classes: None };
     let config: DatasetConfig = serde_json::from_value(json!({ "path": "objects" })).unwrap();
@@ -461,15 +465,38 @@ fn loader_over(
     Loader::new(Arc::new(dataset), options).unwrap()
 }
 
-#[test]
-fn the_second_epoch_of_a_shuffled_dataset_fetches_half_where_half_is_cached() {
-    let (shards, samples) = (600u64, 5u64);
-    let shard_bytes = samples * 64;
+/// A store of objects, and what they take.
+fn shards_of(shards: u64, samples: u64) -> (Arc<dyn ReadObjects>, u64) {
     let store = object_store::memory::InMemory::new();
     let objects = updraft_store::Objects::over(Arc::new(store), &updraft_store::AccessOptions::default()).unwrap();
     for shard in 0..shards {
         objects.put(&shard.to_string(), content_of(shard, samples).into()).unwrap();
     }
+    (Arc::new(objects), shards * samples * 64)
+}
+
+/// Bytes that a cache fetches in each of some epochs, as parts of all there are.
+fn fetched(loader: &Loader, cache: &Cache, epochs: u64, all_bytes: u64) -> Vec<f64> {
+    let steps = loader.steps_per_epoch();
+    let mut batches = loader.batches(0..epochs * steps).unwrap();
+    let mut before = 0;
+    let epoch = |_| {
+        for _ in 0..steps {
+            let batch = batches.next().unwrap().unwrap();
+            let numbers = batch.tensors[0].1.to_i64().unwrap();
+            assert!(numbers.iter().zip(&batch.samples).all(|(number, sample)| *number == *sample as i64));
+        }
+        let bytes = cache.reading().fetched_bytes - std::mem::replace(&mut before, cache.reading().fetched_bytes);
+        bytes as f64 / all_bytes as f64
+    };
+    (0..epochs).map(epoch).collect()
+}
+
+#[test]
+fn the_second_epoch_of_a_shuffled_dataset_fetches_half_where_half_is_cached() {
+    let (shards, samples) = (600u64, 5u64);
+    let shard_bytes = samples * 64;
+    let (store, all_bytes) = shards_of(shards, samples);
     let folder = tempfile::tempdir().unwrap();
     let file_bytes = shard_bytes + 24;
     for (name, cache) in [
@@ -484,26 +511,96 @@ fn the_second_epoch_of_a_shuffled_dataset_fetches_half_where_half_is_cached() {
             },
         ),
     ] {
-        let store: Arc<dyn ReadObjects> = Arc::new(objects.clone());
         let cache = Arc::new(Cache::new(store.clone(), cache).unwrap());
         let options = LoaderOptions { shuffle: Shuffle::Blocks(1), ..options(12, 6) };
-        let loader = loader_over(store, Some(cache.clone()), vec![samples; shards as usize], options);
-        let steps = loader.steps_per_epoch();
-        let mut shares = Vec::new();
-        let mut batches = loader.batches(0..3 * steps).unwrap();
-        for _ in 0..3 {
-            let before = cache.reading().fetched_bytes;
-            for _ in 0..steps {
-                let batch = batches.next().unwrap().unwrap();
-                let numbers = batch.tensors[0].1.to_i64().unwrap();
-                assert!(numbers.iter().zip(&batch.samples).all(|(number, sample)| *number == *sample as i64));
-            }
-            shares.push((cache.reading().fetched_bytes - before) as f64 / (shards * shard_bytes) as f64);
-        }
+        let loader = loader_over(store.clone(), Some(cache.clone()), vec![samples; shards as usize], options);
+        let shares = fetched(&loader, &cache, 3, all_bytes);
         println!("{name}: fetched of the dataset by epoch {shares:?}");
-        // All but the shard that opening the dataset has read the first sample of.
-        assert_eq!(shares[0], (shards - 1) as f64 / shards as f64, "{name}");
+        assert_eq!(shares[0], 1.0, "{name}");
         assert!(shares[1] <= 0.52 && shares[2] <= 0.52, "{name}: {shares:?}");
+    }
+}
+
+#[test]
+fn what_a_mixture_needs_last_is_what_a_cache_lets_go_of() {
+    let (shards, samples) = (600u64, 5u64);
+    let (store, all_bytes) = shards_of(shards, samples);
+    // Where one source comes after the other, nothing of the first is kept for long, and all of the second.
+    let later = json!([{ "from": 1500, "weights": [0.0, 1.0] }]);
+    for (sizes, weights, changes, most) in [
+        ([300, 300], [0.5, 0.5], json!([]), 0.52),
+        ([400, 200], [2.0, 1.0], json!([]), 0.52),
+        ([300, 300], [1.0, 0.0], later, 0.02),
+    ] {
+        let cache = CacheOptions { memory_bytes: all_bytes / 2, disk: None, part_bytes: 4096 };
+        let cache = Arc::new(Cache::new(store.clone(), cache).unwrap());
+        let source = |first_block: u64, blocks: u64| -> Box<dyn Source> {
+            let (store, blocks) = (store.clone(), vec![samples; blocks as usize]);
+            Box::new(Objects64 { store, cache: Some(cache.clone()), first_block, blocks })
+        };
+        let join = Join::new(vec![source(0, sizes[0]), source(sizes[0], sizes[1])]);
+        let (source, columns) = (Box::new(join), vec!["sample".to_owned()]);
+        let opened = Opened { source, columns, digest: Digest::of(b"mixed"), vocabulary: None, classes: None };
+        let sources = weights.map(|weight| json!({ "path": "objects", "weight": weight }));
+        let config = json!({ "sources": sources, "weights": changes });
+        let config: DatasetConfig = serde_json::from_value(config).unwrap();
+        let counts = sizes.map(|size| size as usize);
+        let dataset = Dataset::over(&config, Path::new(""), PathBuf::from("mixed"), opened, &counts).unwrap();
+        let options = LoaderOptions { shuffle: Shuffle::Blocks(1), tail: Tail::Wrap, ..options(12, 6) };
+        let loader = Loader::new(Arc::new(dataset), options).unwrap();
+        let shares = fetched(&loader, &cache, 3, all_bytes);
+        println!("{sizes:?}: fetched of the mixture by epoch {shares:?}");
+        assert!(shares[0] > 0.98 && shares[1] <= most && shares[2] <= most, "{sizes:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn a_rank_keeps_what_it_needs_itself() {
+    let (shards, samples) = (600u64, 5u64);
+    let (store, all_bytes) = shards_of(shards, samples);
+    let cache = CacheOptions { memory_bytes: all_bytes / 4, disk: None, part_bytes: 4096 };
+    let cache = Arc::new(Cache::new(store.clone(), cache).unwrap());
+    let options = LoaderOptions { shuffle: Shuffle::Blocks(1), rank: 1, ranks: 2, ..options(12, 6) };
+    let loader = loader_over(store, Some(cache.clone()), vec![samples; shards as usize], options);
+    let shares = fetched(&loader, &cache, 3, all_bytes);
+    println!("fetched of the dataset by one of two ranks {shares:?}");
+    // Half of what it reads, which is half, it read in the epoch before, too; that is as much as it can keep.
+    assert!(shares[1] <= 0.52 * 0.5 + 0.02 && shares[2] <= 0.52 * 0.5 + 0.02, "{shares:?}");
+}
+
+#[test]
+fn what_a_mixture_needs_is_known_before_it_is_read() {
+    let weights = json!([{ "from": 700, "weights": [1.0, 3.0, 0.2] }]);
+    let sources: Vec<Vec<u64>> = vec![vec![7; 20], vec![3, 0, 40, 11, 2], vec![29; 9]];
+    let blocks: Vec<u64> = sources.concat();
+    let starts: Vec<u64> = blocks.iter().scan(0, |sum, n| Some(std::mem::replace(sum, *sum + n))).collect();
+    for shuffle in [Shuffle::None, Shuffle::Blocks(2), Shuffle::Global] {
+        let mix =
+            json!([{ "path": "a", "weight": 2.0 }, { "path": "b", "weight": 1.0 }, { "path": "c", "weight": 1.0 }]);
+        let recipe = json!({ "tensors": [{ "name": "score" }], "sources": mix, "weights": weights });
+        let dataset = dataset(&sources, recipe);
+        for (rank, ranks) in [(0, 1), (1, 3)] {
+            let options = LoaderOptions { shuffle, rank, ranks, tail: Tail::Wrap, threads: 0, ..options(6, 12) };
+            let loader = Loader::new(dataset.clone(), options).unwrap();
+            let (planner, steps) = (&loader.shared.planner, loader.steps_per_epoch());
+            for epoch in 0..4 {
+                let uses = planner.uses(&dataset, epoch);
+                assert!(uses.is_sorted_by_key(|(_, steps)| steps.start));
+                let mut seen: std::collections::BTreeSet<(usize, u64)> = Default::default();
+                for step in epoch * steps..(epoch + 1) * steps {
+                    for sample in planner.batch(&dataset, step, &|| false).unwrap().samples {
+                        let block = starts.iter().rposition(|start| *start <= sample).unwrap();
+                        assert!(uses.iter().any(|(b, of)| *b == block && of.contains(&step)), "{shuffle:?}: {step}");
+                        seen.insert((block, step));
+                    }
+                }
+                // A window is foreseen from the step that needs it first, to the one that needs it last.
+                for (_, of) in &uses {
+                    let is_used = |step| uses.iter().any(|(block, o)| o == of && seen.contains(&(*block, step)));
+                    assert!(is_used(of.start) && is_used(of.end - 1), "{shuffle:?}: {of:?} of {epoch}");
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use updraft_store::{LocalFiles, ObjectFacts, Objects, ReadObjects};
+use updraft_store::{LocalFiles, ObjectFacts, Objects, ReadObjects, file_url_path, unescaped};
 
 use crate::error::DataError;
 use crate::source::Access;
@@ -34,27 +34,36 @@ impl Place {
     /// Finds the place of a path that starts at `base` unless it is absolute or a URL.
     pub(crate) fn of(path: &Path, base: &Path, access: &Access) -> Result<Place, DataError> {
         let text = path.to_str().ok_or_else(|| DataError::file(path, "is not UTF-8"))?;
-        if let Some(local) = text.strip_prefix("file://") {
-            return Ok(Place::local(Path::new(local)));
+        if let Some(local) = file_url_path(text) {
+            return Ok(Place::local(&local?));
         }
         if !is_url(text) {
             return Ok(Place::local(&base.join(path)));
         }
+        let is_http = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+        if let Some((address, _)) = text.split_once('?').filter(|(_, query)| is_http && query.contains('=')) {
+            // What a query signs is a secret, so it is not shown.
+            let reason = "its query (`?…=…`) cannot be sent along: a signed address allows one kind of request, and reading \
+                          takes several; give s3://, gs:// or az:// with credentials";
+            return Err(DataError::file(address.as_ref(), reason));
+        }
         let (folder, rest) = match pattern_start(text) {
             Some(at) => split_folder(text, at),
-            // A last part with a dot is an object, without one a folder.
-            None => match text.trim_end_matches('/').rsplit_once('/') {
+            // A last part with a dot is an object, without one a folder, and so is what ends with a slash.
+            None => match text.rsplit_once('/') {
                 Some((folder, last)) if last.contains('.') && folder.contains("://") && !folder.ends_with('/') => {
                     (folder, last)
                 }
                 _ => (text, ""),
             },
         };
+        // The folder is a URL still, and the rest a key.
+        let rest = if is_http { unescaped(rest)? } else { rest.to_owned() };
         let objects = Objects::open(folder, &access.settings, &access.options)?;
         if let Some(told) = &access.opened {
             told(&objects);
         }
-        Ok(Place { root: Root::Remote(objects), rest: rest.to_owned(), name: path.to_owned() })
+        Ok(Place { root: Root::Remote(objects), rest, name: path.to_owned() })
     }
 
     fn local(path: &Path) -> Place {
@@ -75,6 +84,16 @@ impl Place {
                 place(path.parent().unwrap_or(Path::new("")), file)
             }
         }
+    }
+
+    /// The folder of the name of one object: Spark and others call folders `x.parquet`, too. `None` where nothing could list
+    /// it.
+    pub(crate) fn as_folder(&self, access: &Access) -> Result<Option<Place>, DataError> {
+        let name = self.name.to_string_lossy();
+        if self.is_local() || self.is_folder() || self.is_pattern() || name.starts_with("http") {
+            return Ok(None);
+        }
+        Place::of(Path::new(&format!("{name}/")), Path::new(""), access).map(Some)
     }
 
     pub(crate) fn objects(&self, access: &Access) -> Result<Arc<dyn ReadObjects>, DataError> {
@@ -272,6 +291,37 @@ mod tests {
             ("x/**/y/*.z", "x/1/y/2/q.z", false),
         ] {
             assert_eq!(matches(pattern.as_bytes(), key.as_bytes()), expected, "{pattern} {key}");
+        }
+    }
+
+    #[test]
+    fn urls_lead_to_folders_and_names() {
+        let of = |url: &str| {
+            let mut access = Access::default();
+            if url.starts_with("s3:") {
+                let keys = ["access_key_id", "secret_access_key"].map(|name| (name.to_owned(), "x".to_owned()));
+                access.settings.extend(keys);
+            }
+            Place::of(Path::new(url), Path::new("/base"), &access).map(|place| match place.root {
+                Root::Local(folder) => (folder.display().to_string(), place.rest),
+                Root::Remote(objects) => (objects.url().to_owned(), place.rest),
+            })
+        };
+        for (url, folder, rest) in [
+            ("file:///no/a%20b/100%25.csv", "/no/a b", "100%.csv"),
+            ("file://localhost/no/a b/x.csv", "/no/a b", "x.csv"),
+            ("http://host/a%20b/x%20y%2B.csv", "http://host/a%20b", "x y+.csv"),
+            ("http://host/x y%.csv", "http://host", "x y%.csv"),
+            ("s3://bucket/a%20b/x%20y.csv", "s3://bucket/a%20b", "x%20y.csv"),
+            ("s3://bucket/v1.2", "s3://bucket", "v1.2"),
+            ("s3://bucket/v1.2/", "s3://bucket/v1.2", ""),
+            ("s3://bucket/v1.2/part-*.csv", "s3://bucket/v1.2", "part-*.csv"),
+        ] {
+            assert_eq!(of(url).unwrap(), (folder.to_owned(), rest.to_owned()), "{url}");
+        }
+        for url in ["file://host/x", "http://host/%FF.csv", "https://host/x.csv?signature=secret"] {
+            let error = of(url).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use updraft_base::{Digest, digest::Hasher};
-use updraft_store::ReadObjects;
+use updraft_store::{ReadObjects, StoreError};
 
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
@@ -146,6 +146,24 @@ fn from_mds_index(
     Ok(Resolved { place, objects, schema, shards, digest: hasher.finish(), version: None })
 }
 
+/// The dataset in the folder of a name that no object has.
+///
+/// # Errors
+/// That there is no such object, where there is no such folder either.
+fn as_folder(
+    place: &Place,
+    missing: StoreError,
+    format: Option<ShardFormat>,
+    memory_bytes: u64,
+    access: &Access,
+) -> Result<Resolved, DataError> {
+    let Some(folder) = place.as_folder(access)? else { return Err(missing.into()) };
+    match resolve(folder, format, memory_bytes, access) {
+        Err(DataError::Empty { .. }) => Err(missing.into()),
+        resolved => resolved,
+    }
+}
+
 /// Makes a manifest of objects that have none.
 fn freeze(
     place: Place,
@@ -178,7 +196,10 @@ fn freeze(
         }
         listed
     } else {
-        vec![objects.facts(&place.rest)?]
+        match objects.facts(&place.rest) {
+            Err(error) if error.is_not_found() => return as_folder(&place, error, format, memory_bytes, access),
+            found => vec![found?],
+        }
     };
     if listed.is_empty() {
         let reason = match format {

@@ -148,6 +148,30 @@ fn folders_of_shards_are_one_dataset_by_manifest_index_pattern_and_listing() {
 }
 
 #[test]
+fn a_folder_that_is_named_like_a_file_is_found() {
+    let server = ObjectServer::start(Dialect::S3, None).unwrap();
+    let (url, settings) = server.url_and_settings();
+    let objects = Objects::open(&url, &settings, &AccessOptions::default()).unwrap();
+    let numbers: Vec<i64> = (0..100).collect();
+    let rows = Rows::new(text_schema().into(), vec![Cells::Numbers(Tensor::vector(&numbers))]).unwrap();
+    let shard = write(ShardFormat::Mds, &rows, &WriteOptions::default()).0;
+    // As Spark writes them; and an object of the name of another's folder.
+    for key in ["x.mds/part-0.mds", "x.mds/part-1.mds", "y.mds", "y.mds/part-0.mds"] {
+        objects.put(key, shard.clone()).unwrap();
+    }
+    let access = Access { settings, ..Access::default() };
+    let rows = |path: &str| -> Result<u64, DataError> {
+        let found = updraft_data::shards::Shards::open(&format!("{url}/{path}"), None, 1 << 20, &access)?;
+        Ok(found.readers.iter().map(|reader| reader.rows()).sum())
+    };
+    for (path, expected) in [("x.mds", 200), ("x.mds/", 200), ("y.mds", 100), ("y.mds/", 100)] {
+        assert_eq!(rows(path).unwrap(), expected, "{path}");
+    }
+    let error = rows("z.mds").unwrap_err().to_string();
+    assert!(error.contains("no s3://bucket/z.mds") && !error.contains("z.mds/"), "{error}");
+}
+
+#[test]
 fn a_shard_that_is_replaced_while_it_is_read_is_an_error_and_not_two_versions() {
     let server = ObjectServer::start(Dialect::S3, None).unwrap();
     let (url, settings) = server.url_and_settings();

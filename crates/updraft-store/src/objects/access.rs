@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use object_store::Error;
+use object_store::client::HttpError;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use updraft_base::{Clock, Key, SystemClock};
 
@@ -54,6 +55,7 @@ pub(super) enum Failure {
 /// Why a request failed for good.
 #[derive(Debug)]
 pub(super) struct Exhausted {
+    pub(super) class: RequestClass,
     pub(super) failure: Failure,
     pub(super) answer: Answer,
     /// Where it is more than one, an attempt before the last may have been done although its answer said otherwise.
@@ -93,10 +95,11 @@ impl Access {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
-            let again = !self.direct && may_help(&failure, &answer, attempts) && attempts <= self.options.retries;
+            let again =
+                !self.direct && may_help(class, &failure, &answer, attempts) && attempts <= self.options.retries;
             if !again {
                 let elapsed_ms = (self.clock.monotonic_ns() - start_ns) / 1_000_000;
-                return Err(Exhausted { failure, answer, attempts, elapsed_ms });
+                return Err(Exhausted { class, failure, answer, attempts, elapsed_ms });
             }
             let wait_ms = self.backoff_ms(attempts).max(answer.retry_after_ms.unwrap_or(0));
             tokio::time::sleep(Duration::from_millis(wait_ms.min(self.options.backoff_ms_max))).await;
@@ -228,7 +231,7 @@ impl fmt::Display for Failure {
 }
 
 /// Whether the same request may succeed later.
-fn may_help(failure: &Failure, answer: &Answer, attempts: u32) -> bool {
+fn may_help(class: RequestClass, failure: &Failure, answer: &Answer, attempts: u32) -> bool {
     let error = match failure {
         Failure::Store(error) => error,
         Failure::Deadline { .. } | Failure::Truncated { .. } | Failure::Version { .. } => return true,
@@ -245,13 +248,25 @@ fn may_help(failure: &Failure, answer: &Answer, attempts: u32) -> bool {
             answer.code.as_deref() == Some("ConditionalRequestConflict")
         }
         (Error::Generic { .. }, Some(status)) => {
-            status >= 500
+            // What a server has no code for it does not get meanwhile.
+            (status >= 500 && !matches!(status, 501 | 505))
                 || matches!(status, 408 | 429)
                 // A body that did not arrive in time is a bad request to S3.
                 || answer.code.as_deref() == Some("RequestTimeout")
+        }
+        // Headers that are missing or wrong may be a fault once; twice they are how the server is.
+        (Error::Generic { .. }, None)
+            if matches!(class, RequestClass::Get | RequestClass::Head) && answer.is_success && !is_of_http(error) =>
+        {
+            attempts <= 2
         }
         // No answer at all, or one that ended early.
         (Error::Generic { .. } | Error::JoinError { .. }, None) => true,
         _ => false,
     }
+}
+
+/// Whether the connection was to blame.
+fn is_of_http(error: &Error) -> bool {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source()).any(|cause| cause.is::<HttpError>())
 }

@@ -4,6 +4,7 @@ use object_store::Error;
 use updraft_base::Clock;
 
 use super::access::{Exhausted, Failure};
+use super::meter::RequestClass;
 use super::open::{Backend, Provider};
 
 /// Why requests to a store failed, for good.
@@ -55,6 +56,11 @@ fn hint(backend: &Backend, clock: &dyn Clock, exhausted: &Exhausted) -> Option<S
     if is_metadata_host(&answer.host) || chain(&exhausted.failure).contains("169.254.169.254") {
         return Some(format!("no credentials were found: tried {}", backend.credentials.join("; ")));
     }
+    if backend.provider == Provider::Http
+        && let Some(hint) = http_hint(exhausted)
+    {
+        return Some(hint.into());
+    }
     match (code, answer.status) {
         ("NoSuchBucket" | "ContainerNotFound", _) => Some(format!("the bucket of {} does not exist", backend.url)),
         ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _)
@@ -74,12 +80,30 @@ fn hint(backend: &Backend, clock: &dyn Clock, exhausted: &Exhausted) -> Option<S
             "the credentials may not do this; they were looked for in: {}",
             backend.credentials.join("; ")
         )),
-        (_, Some(405 | 501)) if backend.provider == Provider::Http => {
-            Some("this web server only gives objects by name: it neither lists nor takes them".into())
-        }
-        (_, None) if matches!(exhausted.failure, Failure::Store(Error::Generic { .. })) && !answer.host.is_empty() => {
+        (_, None)
+            if matches!(exhausted.failure, Failure::Store(Error::Generic { .. }))
+                && !answer.host.is_empty()
+                && !answer.is_success =>
+        {
             Some(format!("is {} the right address, and can this machine reach it?", answer.host))
         }
+        _ => None,
+    }
+}
+
+/// What a web server that is no object store lacks.
+fn http_hint(exhausted: &Exhausted) -> Option<&'static str> {
+    match (exhausted.class, &exhausted.failure, exhausted.answer.status) {
+        (RequestClass::List, _, Some(400..=499 | 501)) => {
+            Some("this web server does not list what it has: give the address of one file")
+        }
+        (RequestClass::Put | RequestClass::Multipart | RequestClass::Delete, _, Some(400..=499 | 501)) => {
+            Some("this web server only gives files: write to a folder or an object store")
+        }
+        (RequestClass::Get, Failure::Store(Error::NotSupported { .. }), _) => Some(
+            "this web server gives files only as a whole, and parts are needed: download the file, and give its path",
+        ),
+        (_, _, Some(401 | 403)) => Some("this web server does not give it to everybody"),
         _ => None,
     }
 }
@@ -139,7 +163,7 @@ mod tests {
             .collect();
         let backend = super::super::open::open("s3://bucket", &settings).unwrap();
         let failure = Failure::Store(Error::Generic { store: "S3", source: "refused".into() });
-        let exhausted = Exhausted { failure, answer, attempts: 1, elapsed_ms: 5 };
+        let exhausted = Exhausted { class: RequestClass::Get, failure, answer, attempts: 1, elapsed_ms: 5 };
         diagnose(&backend, &FakeClock::at_unix_ms(10_000_000), &exhausted)
     }
 

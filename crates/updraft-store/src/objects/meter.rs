@@ -51,7 +51,8 @@ impl RequestClass {
 pub struct MeterReading {
     /// By class, those that were asked at all.
     pub classes: BTreeMap<RequestClass, ClassReading>,
-    /// Bytes of objects that arrived, those between coalesced ranges too.
+    /// Bytes of objects that arrived: those between coalesced ranges too, and those of answers that were too short or were
+    /// asked for again. What came of an answer that broke off, or that a hedge overtook, is not known.
     pub bytes_read: u64,
     /// Bytes of objects that were written.
     pub bytes_written: u64,

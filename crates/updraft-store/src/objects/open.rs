@@ -20,11 +20,10 @@ use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
-use percent_encoding::percent_decode_str;
 
-use super::profile;
 use super::wire::WatchingConnector;
-use crate::StoreError;
+use super::{connection, profile};
+use crate::{StoreError, file_url_path};
 
 /// A store and what it can do beyond the common interface.
 #[derive(Debug)]
@@ -98,23 +97,19 @@ pub(super) fn open(url: &str, settings: &BTreeMap<String, String>) -> Result<Bac
     if matches!(url, "memory:" | "memory://" | "memory:///") {
         return Ok(memory(url));
     }
+    if let Some(path) = file_url_path(url) {
+        return local(url, &path?);
+    }
     let Some((scheme, rest)) = url.split_once("://") else { return local(url, Path::new(url)) };
     let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = prefix.trim_matches('/');
-    if !matches!(scheme, "file") && authority.is_empty() {
+    if authority.is_empty() {
         let reason = format!("nothing stands between `{scheme}://` and the next `/`; write {SCHEMES}");
         return Err(StoreError::Url { url: url.to_owned(), reason });
     }
     // A bad prefix is better found here than at the first object.
     ObjectPath::parse(prefix).map_err(|e| StoreError::Url { url: url.to_owned(), reason: e.to_string() })?;
     match scheme {
-        "file" if authority.is_empty() || authority == "localhost" => {
-            local(url, Path::new(&*percent_decode_str(&rest[authority.len()..]).decode_utf8_lossy()))
-        }
-        "file" => {
-            let reason = format!("`{authority}` stands where a host would: write file:///folder");
-            Err(StoreError::Url { url: url.to_owned(), reason })
-        }
         "s3" | "s3a" => s3(url, prefix, settings),
         "gs" => gcs(url, prefix, settings),
         "az" | "abfs" | "abfss" => azure(url, prefix, settings),
@@ -168,9 +163,10 @@ fn local(url: &str, folder: &Path) -> Result<Backend, StoreError> {
     Ok(Backend { folder: Some(folder), ..backend(url, Provider::Local, prefix.as_ref(), store) })
 }
 
-/// Builds a cloud's store. The builders of the crate have the same methods and no trait in common.
+/// Builds a cloud's store; an error says `besides` what it does not say itself. The builders of the crate have the same
+/// methods and no trait in common.
 macro_rules! built {
-    ($builder:expr, $url:expr, $plain_http:expr, $chosen:expr) => {{
+    ($builder:expr, $url:expr, $plain_http:expr, $chosen:expr, $besides:expr) => {{
         let mut builder = $builder.with_client_options(client($plain_http));
         for (key, value) in $chosen {
             builder = builder.with_config(key, value);
@@ -180,7 +176,7 @@ macro_rules! built {
             .with_retry(no_retries())
             .with_http_connector(WatchingConnector::default())
             .build()
-            .map_err(|e| StoreError::Open { dir: $url.to_owned(), source: e.into() })?
+            .map_err(|e| StoreError::Open { dir: $url.to_owned(), source: format!("{e}{}", $besides).into() })?
     }};
 }
 
@@ -188,20 +184,56 @@ fn s3(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<Ba
     let mut chosen = chosen::<AmazonS3ConfigKey>(url, "AWS_", S3_SETTINGS, settings)?;
     let mut credentials = vec!["AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()];
     let has = |chosen: &[(AmazonS3ConfigKey, String)], key| chosen.iter().any(|(k, _)| *k == key);
+    files_exist(
+        url,
+        &chosen,
+        &[
+            (AmazonS3ConfigKey::WebIdentityTokenFile, "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            (AmazonS3ConfigKey::ContainerAuthorizationTokenFile, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+        ],
+    )?;
+    let refused = |reason: String| StoreError::Open { dir: url.to_owned(), source: reason.into() };
     let profile = profile::read(settings);
     credentials.push(profile.described.clone());
-    if !has(&chosen, AmazonS3ConfigKey::AccessKeyId) && !has(&chosen, AmazonS3ConfigKey::WebIdentityTokenFile) {
+    let is_open = chosen.iter().any(|(key, value)| *key == AmazonS3ConfigKey::SkipSignature && value == "true");
+    if !is_open
+        && ![
+            AmazonS3ConfigKey::AccessKeyId,
+            AmazonS3ConfigKey::SecretAccessKey,
+            AmazonS3ConfigKey::WebIdentityTokenFile,
+        ]
+        .into_iter()
+        .any(|key| has(&chosen, key))
+    {
+        if let Some(refusal) = profile.refusal {
+            return Err(refused(refusal));
+        }
+        // The crate would go on to the metadata service.
+        let container = AmazonS3ConfigKey::ContainerCredentialsFullUri;
+        if profile.credentials.is_empty()
+            && has(&chosen, container)
+            && !has(&chosen, AmazonS3ConfigKey::ContainerAuthorizationTokenFile)
+            && !has(&chosen, AmazonS3ConfigKey::ContainerCredentialsRelativeUri)
+        {
+            let reason = "AWS_CONTAINER_CREDENTIALS_FULL_URI is used only with AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+            return Err(refused(reason.to_owned()));
+        }
         chosen.extend(profile.credentials);
     }
     if !has(&chosen, AmazonS3ConfigKey::Region) && !has(&chosen, AmazonS3ConfigKey::DefaultRegion) {
         chosen.extend(profile.region);
     }
+    if !has(&chosen, AmazonS3ConfigKey::Endpoint) && !has(&chosen, AmazonS3ConfigKey::S3Endpoint) {
+        chosen.extend(profile.endpoint);
+    }
     credentials.push("AWS_WEB_IDENTITY_TOKEN_FILE with AWS_ROLE_ARN".into());
-    credentials.push("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or …_FULL_URI".into());
+    credentials.push(
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI, or …_FULL_URI with AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE".into(),
+    );
     credentials.push("the metadata service of the machine".into());
     let plain = is_plain_http(&chosen, &[AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint]);
     // One plain DELETE for one object, which every server of the protocol has; the bulk form they do not.
-    let store = built!(AmazonS3Builder::new().with_disable_bulk_delete(true), url, plain, chosen);
+    let store = built!(AmazonS3Builder::new().with_disable_bulk_delete(true), url, plain, chosen, "");
     Ok(cloud(url, Provider::S3, prefix, Arc::new(store), credentials))
 }
 
@@ -213,7 +245,9 @@ fn gcs(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<B
                 && value.contains("\"gcs_base_url\":")
                 && value.contains("http://")
         });
-    let store = built!(GoogleCloudStorageBuilder::new(), url, plain, chosen);
+    let file = chosen.iter().rfind(|(key, _)| *key == GoogleConfigKey::ApplicationCredentials);
+    let besides = file.map_or(String::new(), |(_, file)| format!(" (GOOGLE_APPLICATION_CREDENTIALS is {file})"));
+    let store = built!(GoogleCloudStorageBuilder::new(), url, plain, chosen, besides);
     let credentials = vec![
         "GOOGLE_SERVICE_ACCOUNT or GOOGLE_SERVICE_ACCOUNT_KEY".into(),
         "GOOGLE_APPLICATION_CREDENTIALS".into(),
@@ -224,16 +258,23 @@ fn gcs(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<B
 }
 
 fn azure(url: &str, prefix: &str, settings: &BTreeMap<String, String>) -> Result<Backend, StoreError> {
-    let chosen = chosen::<AzureConfigKey>(url, "AZURE_", AZURE_SETTINGS, settings)?;
+    let mut chosen = chosen::<AzureConfigKey>(url, "AZURE_", AZURE_SETTINGS, settings)?;
+    files_exist(url, &chosen, &[(AzureConfigKey::FederatedTokenFile, "AZURE_FEDERATED_TOKEN_FILE")])?;
+    let tools = connection::read(settings);
+    let tools = tools.map_err(|reason| StoreError::Open { dir: url.to_owned(), source: reason.into() })?;
+    // What the crate knows and what was written for this store wins.
+    chosen.splice(0..0, tools);
     let plain = is_plain_http(&chosen, &[AzureConfigKey::Endpoint])
         || chosen.iter().any(|(key, value)| *key == AzureConfigKey::UseEmulator && value == "true");
-    let store = built!(MicrosoftAzureBuilder::new(), url, plain, chosen);
-    let credentials = vec![
-        "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN".into(),
+    let credentials: Vec<String> = vec![
+        "AZURE_STORAGE_CONNECTION_STRING".into(),
+        "AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN".into(),
         "AZURE_CLIENT_ID with AZURE_TENANT_ID and AZURE_CLIENT_SECRET or AZURE_FEDERATED_TOKEN_FILE".into(),
         "the Azure CLI, with AZURE_USE_AZURE_CLI=true".into(),
         "the metadata service of the machine".into(),
     ];
+    let besides = format!("; read were {}", credentials.join("; "));
+    let store = built!(MicrosoftAzureBuilder::new(), url, plain, chosen, besides);
     Ok(cloud(url, Provider::Azure, prefix, Arc::new(store), credentials))
 }
 
@@ -327,6 +368,19 @@ fn chosen<K: std::str::FromStr>(
         chosen.push((parsed, value.clone()));
     }
     Ok(chosen)
+}
+
+/// That the files exist which credentials are read from, later and again and again.
+fn files_exist<K: PartialEq>(url: &str, chosen: &[(K, String)], files: &[(K, &str)]) -> Result<(), StoreError> {
+    for (key, file) in chosen {
+        if let Some((_, variable)) = files.iter().find(|(of_file, _)| of_file == key) {
+            std::fs::File::open(file).map_err(|e| {
+                let source = format!("{variable} is {file}: {e}").into();
+                StoreError::Open { dir: url.to_owned(), source }
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the store was asked for at an address without TLS; then that is what is wanted.

@@ -7,8 +7,8 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    Attribute, Attributes, Error, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload, PutResult, UpdateVersion,
+    Attribute, Attributes, Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStoreExt,
+    PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
 };
 use updraft_base::Clock;
 
@@ -121,18 +121,16 @@ impl Transfer {
             if let GetResultPayload::File(file, _) = result.payload {
                 // Exactly one range gives exactly one answer.
                 let mut whole = local::read_ranges(file, std::slice::from_ref(&(0..bytes))).map_err(io_failure)?;
+                self.access.meter.read(bytes);
                 return Ok(Whole::Bytes(whole.pop().unwrap_or_default()));
             }
             if bytes > 2 * part_bytes {
                 return Ok(Whole::Large(result.meta));
             }
-            Ok(Whole::Bytes(complete(result.bytes().await?, bytes)?))
+            Ok(Whole::Bytes(self.body(result, bytes).await?))
         });
         match whole.await? {
-            Whole::Bytes(bytes) => {
-                self.access.meter.read(bytes.len() as u64);
-                Ok(bytes)
-            }
+            Whole::Bytes(bytes) => Ok(bytes),
             Whole::Large(meta) => {
                 let facts = self.facts_of(&meta);
                 let mut whole = self.get_ranges(key, std::slice::from_ref(&(0..facts.bytes)), Some(&facts)).await?;
@@ -172,7 +170,6 @@ impl Transfer {
             match fetched {
                 Ok(pieces) if pin.is_some() || pieces.windows(2).all(|pair| pair[0].etag == pair[1].etag) => {
                     let answers: Vec<Bytes> = pieces.into_iter().map(|piece| piece.bytes).collect();
-                    self.access.meter.read(answers.iter().map(|bytes| bytes.len() as u64).sum());
                     return Ok(plan.assemble(ranges, &answers));
                 }
                 Ok(_) | Err(StoreError::Changed { .. }) => {}
@@ -223,7 +220,7 @@ impl Transfer {
             if given != *range {
                 return Ok(Err(size));
             }
-            let bytes = complete(result.bytes().await?, length)?;
+            let bytes = self.body(result, length).await?;
             Ok(Ok(Piece { bytes, etag }))
         };
         let beyond = |bytes| StoreError::Range { object: self.name(key), range: range.clone(), bytes };
@@ -319,8 +316,8 @@ impl Transfer {
             .request(RequestClass::Get, expected.bytes, async || {
                 let options = GetOptions { if_match: expected.etag.clone(), ..GetOptions::default() };
                 let got = self.backend.store.get_opts(&path, options).await?;
-                let attributes = got.attributes.clone();
-                Ok((got.bytes().await?, attributes))
+                let (size, attributes) = (got.meta.size, got.attributes.clone());
+                Ok((self.body(got, size).await?, attributes))
             })
             .await;
         let (bytes, mut attributes) = match got {
@@ -330,7 +327,6 @@ impl Transfer {
             }
             Err(exhausted) => return Err(self.read_error(key, exhausted)),
         };
-        self.access.meter.read(bytes.len() as u64);
         attributes.insert(Attribute::StorageClass, tier.to_owned().into());
         self.update_as(key, &path, bytes, expected, attributes).await
     }
@@ -507,6 +503,14 @@ impl Transfer {
         })
     }
 
+    /// A body that has the length that was announced. It is counted whether it has or not: the provider sent it.
+    async fn body(&self, result: GetResult, expected: u64) -> Result<Bytes, Failure> {
+        let bytes = result.bytes().await?;
+        let found = bytes.len() as u64;
+        self.access.meter.read(found);
+        if found == expected { Ok(bytes) } else { Err(Failure::Truncated { expected, found }) }
+    }
+
     /// A read whose failure is an error of the object.
     async fn request<T>(
         &self,
@@ -520,9 +524,11 @@ impl Transfer {
 
     fn read_error(&self, key: &str, exhausted: Exhausted) -> StoreError {
         let object = self.name(key);
-        let bucket_is_there = exhausted.answer.code.as_deref() != Some("NoSuchBucket");
+        let bucket_is_there = !matches!(exhausted.answer.code.as_deref(), Some("NoSuchBucket" | "ContainerNotFound"));
         match &exhausted.failure {
-            Failure::Store(Error::NotFound { .. }) if bucket_is_there => StoreError::NotFound { what: object },
+            Failure::Store(Error::NotFound { .. }) if bucket_is_there && exhausted.class != RequestClass::List => {
+                StoreError::NotFound { what: object }
+            }
             _ => StoreError::Read { object, source: diagnose(&self.backend, &self.access.clock, &exhausted).into() },
         }
     }
@@ -555,16 +561,11 @@ impl Transfer {
     }
 }
 
-/// A body that has the length that was announced.
-fn complete(bytes: Bytes, expected: u64) -> Result<Bytes, Failure> {
-    let found = bytes.len() as u64;
-    if found == expected { Ok(bytes) } else { Err(Failure::Truncated { expected, found }) }
-}
-
 fn io_failure(error: std::io::Error) -> Failure {
     Failure::Store(Error::Generic { store: "local folder", source: error.into() })
 }
 
 fn io_exhausted(error: std::io::Error) -> Exhausted {
-    Exhausted { failure: io_failure(error), answer: Default::default(), attempts: 1, elapsed_ms: 0 }
+    let (class, failure) = (RequestClass::Put, io_failure(error));
+    Exhausted { class, failure, answer: Default::default(), attempts: 1, elapsed_ms: 0 }
 }

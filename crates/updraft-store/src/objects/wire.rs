@@ -24,8 +24,10 @@ tokio::task_local! {
 pub(super) struct Answer {
     /// The host that was asked.
     pub(super) host: String,
-    /// The HTTP status; `None` where no answer came.
+    /// The HTTP status of a refusal; `None` where no answer came, and where it was a good one.
     pub(super) status: Option<u16>,
+    /// Whether the status was a good one. What is wrong then is wrong with the rest of the answer.
+    pub(super) is_success: bool,
     /// The server's own name of the error, such as `SlowDown`.
     pub(super) code: Option<String>,
     /// What the server says for people.
@@ -70,6 +72,8 @@ impl HttpService for Watching {
         keep(&answer);
         let response = self.0.execute(request).await?;
         if response.status().is_success() {
+            answer.is_success = true;
+            keep(&answer);
             return Ok(response);
         }
         let (parts, body) = response.into_parts();

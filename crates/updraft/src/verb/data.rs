@@ -60,11 +60,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
 /// Whether two paths or URLs name one place, as far as can be told without asking a store.
 pub(crate) fn is_same_place(a: &str, b: &str) -> bool {
     let place = |text: &str| {
-        let text = text.strip_prefix("file://").unwrap_or(text);
-        if text.contains("://") {
+        let local = updraft_store::file_url_path(text).and_then(Result::ok);
+        if local.is_none() && text.contains("://") {
             return PathBuf::from(text.trim_end_matches('/'));
         }
-        let absolute = std::path::absolute(text).unwrap_or_else(|_| text.into());
+        let local = local.unwrap_or_else(|| text.into());
+        let absolute = std::path::absolute(&local).unwrap_or(local);
         absolute.canonicalize().unwrap_or(absolute)
     };
     place(a) == place(b)

@@ -200,9 +200,15 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         line("cache", format!("{memory_hits} parts from memory, {disk_hits} from disk; {fetched} fetched{again}"));
     }
     let shared = context.caches.as_ref().and_then(Caches::shared_reading);
-    if let Some(SharedCacheReading { hits, misses, hit_bytes, away, .. }) = shared {
-        let away = if away > 0 { format!(", {away} requests while it was away") } else { String::new() };
-        line("cache in Redis", format!("{hits} found, {} of them; {misses} not{away}", units::bytes(hit_bytes)));
+    if let Some(SharedCacheReading { hits, misses, hit_bytes, refused, away, .. }) = shared {
+        let mut text = format!("{hits} found, {} of them; {misses} not", units::bytes(hit_bytes));
+        if refused > 0 {
+            text.push_str(&format!(", {refused} times it took nothing"));
+        }
+        if away > 0 {
+            text.push_str(&format!(", {away} requests while it was away"));
+        }
+        line("cache in Redis", text);
     }
     let mut waits_json = json!(waits);
     if !knows_made {
