@@ -139,18 +139,19 @@ def read_mds(folder, name):
 def write_tar(folder):
     import webdataset
 
-    rows = random_rows(10)
-    os.makedirs(os.path.join(folder, "tar"))
-    cells = []
-    with webdataset.ShardWriter(os.path.join(folder, "tar", "part-%03d.tar"), maxcount=20, verbose=0) as out:
-        for number, row in enumerate(rows):
-            # Some names need a pax header.
-            key = f"{'long/' * (30 * (number % 7 == 3))}row{number:05d}"
-            sample = {"__key__": key, "bin": row["blob"], "txt": row["text"], "cls": row["number"],
-                      "vector.npy": row["vector"], "json": {"a": row["number"]}}
-            out.write(sample)
-            cells.append(sample | {"json": json.dumps(sample["json"])})
-    list_cells(folder, "tar", cells)
+    for seed, (name, end) in enumerate([("tar", "tar"), ("tar_gz", "tar.gz")]):
+        rows = random_rows(10 + seed)
+        os.makedirs(os.path.join(folder, name))
+        cells = []
+        with webdataset.ShardWriter(os.path.join(folder, name, f"part-%03d.{end}"), maxcount=20, verbose=0) as out:
+            for number, row in enumerate(rows):
+                # Some names need a pax header.
+                key = f"{'long/' * (30 * (number % 7 == 3))}row{number:05d}"
+                sample = {"__key__": key, "bin": row["blob"], "txt": row["text"], "cls": row["number"],
+                          "vector.npy": row["vector"], "json": {"a": row["number"]}}
+                out.write(sample)
+                cells.append(sample | {"json": json.dumps(sample["json"])})
+        list_cells(folder, name, cells)
 
 
 def read_tar(folder, name):
@@ -181,11 +182,13 @@ def features(row, tf):
 def write_tfrecord(folder):
     import tensorflow as tf
 
-    for seed, (name, end, options) in enumerate([("tfrecord", "tfrecord", None), ("tfrecord_gz", "tfrecord.gz", "GZIP")]):
+    cases = [("tfrecord", "part-{}.tfrecord", None), ("tfrecord_gz", "part-{}.tfrecord.gz", "GZIP"),
+             ("tfrecord_numbered", "train.tfrecord-{:05}-of-00003", None)]
+    for seed, (name, file, options) in enumerate(cases):
         rows = random_rows(20 + seed)
         os.makedirs(os.path.join(folder, name))
         for shard in range(3):
-            with tf.io.TFRecordWriter(os.path.join(folder, name, f"part-{shard}.{end}"), options) as out:
+            with tf.io.TFRecordWriter(os.path.join(folder, name, file.format(shard)), options) as out:
                 for row in rows[shard * 19:shard * 19 + 19]:
                     row["real"] = np.float32(row["real"])
                     out.write(features(row, tf).SerializeToString())
@@ -234,51 +237,83 @@ def table(rows, pa):
     return pa.table(arrays)
 
 
+def nested(rows, pa):
+    """A table with the structs of Hugging Face's pictures, structs in structs, and lists of booleans; text and bytes as
+    views, as Polars writes them."""
+    columns = table(rows, pa)
+    image = [{"bytes": row["blob"], "path": row["text"]} for row in rows]
+    deep = [{"a": {"number": row["number"], "list": row["list"]}} for row in rows]
+    flags = [[bool(value % 2) for value in row["list"]] for row in rows]
+    for row, bools in zip(rows, flags):
+        row |= {"image.bytes": row["blob"], "image.path": row["text"], "deep.a.number": row["number"],
+                "deep.a.list": row["list"], "flags": np.array(bools)}
+    struct = pa.struct([("number", pa.int64()), ("list", pa.list_(pa.int32()))])
+    columns = columns.append_column("image", pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+    columns = columns.append_column("deep", pa.array(deep, pa.struct([("a", struct)])))
+    columns = columns.append_column("flags", pa.array(flags, pa.list_(pa.bool_())))
+    for name, view in (("text", pa.string_view()), ("blob", pa.binary_view())):
+        place = columns.schema.get_field_index(name)
+        columns = columns.set_column(place, name, columns[name].cast(view))
+    return columns
+
+
 def write_arrow(folder):
     import pyarrow as pa
     import pyarrow.feather
     import pyarrow.parquet
 
-    cases = ["parquet_snappy", "parquet_zstd", "arrow_file", "arrow_stream", "feather_lz4", "jsonl", "csv"]
+    cases = ["parquet_snappy", "parquet_zstd", "arrow_file", "arrow_stream", "feather_lz4", "jsonl", "csv", "parquet_lz4",
+             "parquet_delta", "arrow_nested", "csv_gz", "tsv", "jsonl_zst"]
     for seed, name in enumerate(cases):
         rows = random_rows(30 + seed)
         os.makedirs(os.path.join(folder, name))
-        if name in ("jsonl", "csv"):
+        is_table = name.startswith(("csv", "tsv"))
+        if is_table or name.startswith("jsonl"):
             for row in rows:
-                for column in ["blob", "matrix", "small"] + (["vector", "list"] if name == "csv" else []):
+                for column in ["blob", "matrix", "small"] + (["vector", "list"] if is_table else []):
                     del row[column]
                 for column in ["vector", "list"]:
                     if column in row:
                         row[column] = np.asarray(row[column], np.int64 if column == "list" else np.float64)
                 # Blanks around a cell of CSV are no part of it, and no cell may be empty.
                 row["text"] = "x" + row["text"].strip() + "x"
+        elif name.endswith(("_lz4", "_delta", "_nested")) and name != "feather_lz4":
+            columns = nested(rows, pa)
         else:
             columns = table(rows, pa)
         for shard in range(2):
             part = rows[shard * 30:shard * 30 + 30]
             path = os.path.join(folder, name, f"part-{shard}")
             if name.startswith("parquet"):
-                page = "2.0" if name == "parquet_zstd" else "1.0"
+                page = "1.0" if name == "parquet_snappy" else "2.0"
+                options = {"compression": "none" if name == "parquet_delta" else name.split("_")[1]}
+                if name == "parquet_delta":
+                    encodings = {"number": "DELTA_BINARY_PACKED", "small": "DELTA_BINARY_PACKED", "text": "DELTA_BYTE_ARRAY",
+                                 "blob": "DELTA_LENGTH_BYTE_ARRAY", "real": "BYTE_STREAM_SPLIT", "flag": "RLE"}
+                    options |= {"use_dictionary": False, "column_encoding": encodings}
                 pa.parquet.write_table(columns.slice(shard * 30, 30), path + ".parquet", row_group_size=13,
-                                       compression=name.split("_")[1], data_page_version=page)
+                                       data_page_version=page, **options)
             elif name == "arrow_file":
                 options = pa.ipc.IpcWriteOptions(compression="zstd")
                 with pa.ipc.new_file(path + ".arrow", columns.schema, options=options) as out:
                     out.write_table(columns.slice(shard * 30, 30), max_chunksize=11)
-            elif name == "arrow_stream":
+            elif name in ("arrow_stream", "arrow_nested"):
                 with pa.ipc.new_stream(path + ".arrow", columns.schema) as out:
                     out.write_table(columns.slice(shard * 30, 30), max_chunksize=11)
             elif name == "feather_lz4":
                 pa.feather.write_feather(columns.slice(shard * 30, 30), path + ".feather", chunksize=11)
-            elif name == "csv":
+            elif is_table:
                 import pyarrow.csv
 
                 part = pa.table({c: [row[c] for row in part] for c in ["text", "number", "real"]})
-                pa.csv.write_csv(part, path + ".csv")
+                options = pa.csv.WriteOptions(delimiter="\t" if name == "tsv" else ",")
+                with pa.output_stream(path + "." + name.replace("_", "."), compression="detect") as out:
+                    pa.csv.write_csv(part, out, options)
             else:
-                with open(path + ".jsonl", "w") as out:
+                with pa.output_stream(path + "." + name.replace("_", "."), compression="detect") as out:
                     for row in part:
-                        out.write(json.dumps({c: v.tolist() if hasattr(v, "tolist") else v for c, v in row.items()}) + "\n")
+                        line = {c: v.tolist() if hasattr(v, "tolist") else v for c, v in row.items()}
+                        out.write(json.dumps(line).encode() + b"\n")
         list_cells(folder, name, rows)
 
 

@@ -66,8 +66,10 @@ const THEIRS: &[(&str, &str)] = &[
     ("mds_zstd", "mosaicml-streaming"),
     ("mds_gz", "mosaicml-streaming"),
     ("tar", "webdataset"),
+    ("tar_gz", "webdataset"),
     ("tfrecord", "tensorflow"),
     ("tfrecord_gz", "tensorflow"),
+    ("tfrecord_numbered", "tensorflow"),
     ("parquet_snappy", "pyarrow"),
     ("parquet_zstd", "pyarrow"),
     ("arrow_file", "pyarrow"),
@@ -75,6 +77,12 @@ const THEIRS: &[(&str, &str)] = &[
     ("feather_lz4", "pyarrow"),
     ("jsonl", "json"),
     ("csv", "pyarrow"),
+    ("parquet_lz4", "pyarrow"),
+    ("parquet_delta", "pyarrow"),
+    ("arrow_nested", "pyarrow"),
+    ("csv_gz", "pyarrow"),
+    ("tsv", "pyarrow"),
+    ("jsonl_zst", "json"),
 ];
 
 /// Datasets that we write.
@@ -149,7 +157,7 @@ fn list_theirs(path: &Path) -> Result<String, Failure> {
         let reader = shards.open(shard)?;
         for block in 0..reader.blocks().len() {
             let rows = reader.read_block(block)?;
-            list(&rows, first, &|name| name.strip_suffix(".list.element").unwrap_or(name).to_owned(), &mut out)?;
+            list(&rows, first, &mut out)?;
             first += rows.len();
         }
     }
@@ -157,9 +165,9 @@ fn list_theirs(path: &Path) -> Result<String, Failure> {
 }
 
 /// Appends the cells of rows, columns by name.
-fn list(rows: &Rows, first: usize, rename: &dyn Fn(&str) -> String, out: &mut String) -> Result<(), Failure> {
-    let columns: BTreeMap<String, usize> =
-        rows.schema.columns.iter().enumerate().map(|(at, c)| (rename(&c.name), at)).collect();
+fn list(rows: &Rows, first: usize, out: &mut String) -> Result<(), Failure> {
+    let columns: BTreeMap<&str, usize> =
+        rows.schema.columns.iter().enumerate().map(|(at, c)| (c.name.as_str(), at)).collect();
     for row in 0..rows.len() {
         for (name, at) in &columns {
             let one = rows.columns[*at].gather(std::iter::once(row));
@@ -284,7 +292,7 @@ fn write_ours(folder: &Path, name: &str, format: ShardFormat, compress: bool) ->
         let mut schema = (*rows.schema).clone();
         schema.columns.push(Column { name: "__key__".into(), kind: Kind::Text });
         let keyed = Rows::new(schema.into(), [rows.columns.clone(), vec![Cells::Bytes(keys)]].concat())?;
-        list(&keyed, 0, &str::to_owned, &mut out)?;
+        list(&keyed, 0, &mut out)?;
     } else if format == ShardFormat::TfRecord {
         // Features that are one number are lists of one.
         let one = |cells: &Cells| match cells {
@@ -292,9 +300,9 @@ fn write_ours(folder: &Path, name: &str, format: ShardFormat, compress: bool) ->
             other => Ok::<Cells, Failure>(other.clone()),
         };
         let columns = rows.columns.iter().map(one).collect::<Result<Vec<_>, _>>()?;
-        list(&Rows { schema: rows.schema.clone(), columns }, 0, &str::to_owned, &mut out)?;
+        list(&Rows { schema: rows.schema.clone(), columns }, 0, &mut out)?;
     } else {
-        list(&rows, 0, &str::to_owned, &mut out)?;
+        list(&rows, 0, &mut out)?;
     }
     fs::write(folder.join(format!("{name}.cells")), out)?;
     Ok(())

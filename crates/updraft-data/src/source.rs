@@ -263,16 +263,28 @@ pub(crate) fn is_picture_folder(place: &Place) -> Result<bool, DataError> {
     Ok(!(folder_has(manifest::LATEST) || folder_has("index.json") || holds_shards(path)?))
 }
 
-/// Whether files of a known format lie directly in a folder, which folders of pictures never have.
+/// Whether files of a known format lie directly in a folder, which folders of pictures never have, or in the first of its
+/// folders that has files, and no pictures there.
 fn holds_shards(path: &Path) -> Result<bool, DataError> {
-    for entry in std::fs::read_dir(path).map_err(DataError::io(path))? {
-        let entry = entry.map_err(DataError::io(path))?;
-        if entry.path().is_file() && ShardFormat::of_key(&entry.file_name().to_string_lossy()).is_some() {
-            return Ok(true);
+    let is_shard = |file: &PathBuf| ShardFormat::of_key(&file.to_string_lossy()).is_some();
+    let mut folder = path.to_owned();
+    for depth in 0..=FOLDER_DEPTH_MAX {
+        let entries = folder::visible_entries(&folder)?;
+        let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|entry| entry.is_dir());
+        if files.iter().any(is_shard) {
+            return Ok(depth == 0 || !files.iter().any(|file| folder::is_picture(file)));
+        }
+        match folders.into_iter().next() {
+            // Notes lie beside the folders of shards, too.
+            Some(first) if !files.iter().any(|file| folder::is_picture(file)) => folder = first,
+            _ => return Ok(false),
         }
     }
     Ok(false)
 }
+
+/// Folders in folders in which shards are looked for, at most.
+const FOLDER_DEPTH_MAX: usize = 32;
 
 /// Opens one shard.
 pub fn open_shard(

@@ -21,7 +21,7 @@ fn read_all(path: &Path, recipe: &str) -> Result<(), DataError> {
     loader.batches(0..loader.steps_per_epoch().min(8))?.try_for_each(|batch| batch.map(|_| ()))
 }
 
-const PLAIN: &str = "[[tensors]]\nname = \"int32\"\n[[tensors]]\nname = \"float64\"\n[[tensors]]\nname = \"list.list.element\"\n\
+const PLAIN: &str = "[[tensors]]\nname = \"int32\"\n[[tensors]]\nname = \"float64\"\n[[tensors]]\nname = \"list\"\n\
      [[tensors]]\nname = \"text\"\ntransform = [{ index_of = [\"t0\", \"t1\", \"t2\", \"t3\", \"t4\", \"t5\", \"t6\"] }]\n\
      [[tensors]]\nname = \"picture.bytes\"\ntransform = [{ decode = \"rgb\" }]\n";
 

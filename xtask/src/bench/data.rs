@@ -289,14 +289,11 @@ impl Place<'_> {
             _ => ("x", "y", ""),
         };
         let source = if format == "parquet" { "parquet/data.parquet" } else { format };
-        // Parquet names the elements of lists.
-        let column = if format == "parquet" && data == "rows" { "x.list.element" } else { first };
         let path = self.data.join(data).join(format!("{format}.toml"));
         std::fs::write(
             &path,
             format!(
-                "path = \"{source}\"\nmemory_bytes = {memory_bytes}\n[[tensors]]\nname = \"{first}\"\ncolumns = \
-                 [\"{column}\"]\ntransform = [{steps}]\n[[tensors]]\nname = \"{second}\"\n"
+                "path = \"{source}\"\nmemory_bytes = {memory_bytes}\n[[tensors]]\nname = \"{first}\"\ntransform = [{steps}]\n[[tensors]]\nname = \"{second}\"\n"
             ),
         )?;
         Ok(path)

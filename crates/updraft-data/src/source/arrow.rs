@@ -2,8 +2,8 @@
 //!
 //! A file is a stream of messages between two magic numbers with a footer that lists them; `format/Message.fbs`,
 //! `Schema.fbs` and `File.fbs` of apache/arrow define both. A batch is a block. Read are numbers, booleans, text, bytes, and
-//! lists of numbers, whose buffers may be compressed, and codes that stand for values of a dictionary; other columns are
-//! errors for those who want them.
+//! lists of numbers, whose buffers may be compressed, and codes that stand for values of a dictionary; the fields of a
+//! struct are columns. Other columns are errors for those who want them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,9 +15,9 @@ use updraft_graph::{DType, Tensor};
 use crate::error::{DataError, Refusal};
 use crate::rows::{Cells, Gap, PartialCells, tensor_of};
 use crate::schema::{Column, Kind, Schema};
-use crate::source::arrow::buffers::{borders, decompress};
+use crate::source::arrow::buffers::{borders, decompress, views};
 use crate::source::arrow::flatbuffer::{Table, i64_at};
-use crate::source::arrow::layout::{Field, Layout, fields_of};
+use crate::source::arrow::layout::{Counts, Field, Layout, fields_of};
 use crate::source::cells::{check_text, to_native};
 use crate::source::input::{Content, Input};
 use crate::source::shard::{ReadOptions, ShardReader, block_around, pick, read_blocks};
@@ -33,6 +33,9 @@ const METADATA_BYTES_MAX: u64 = 64 << 20;
 
 /// Rows of a batch in which a column has no bytes, at most: nothing but the claim says that they are there.
 const WIDTHLESS_ROWS_MAX: u64 = 1 << 20;
+
+/// Buffers of the long values of a column in a batch, at most.
+const BUFFERS_MAX: usize = 1 << 20;
 
 /// Bytes of the number of a row, by which rows are asked for.
 const ROW_NUMBER_BYTES: u64 = size_of::<u64>() as u64;
@@ -154,7 +157,8 @@ impl Arrow {
         for Field { name, layout, .. } in &fields {
             let Ok(Layout::Coded { dictionary, values, .. }) = layout else { continue };
             let Some(batches) = written.remove(dictionary) else { continue };
-            let columns = vec![Field { name: name.clone(), layout: Ok((**values).clone()), node: 0, buffer: 0 }];
+            let (layout, place) = (Ok((**values).clone()), Counts::default());
+            let columns = vec![Field { name: name.clone(), layout, place, above: Vec::new() }];
             let (block_rows, starts) = row_counts(&batches, &columns, memory_bytes)
                 .map_err(|reason| damaged(format!("dictionary {dictionary}: {reason}")))?;
             let schema = Arc::new(Schema { columns: vec![Column { name: name.clone(), kind: values.kind() }] });
@@ -230,6 +234,15 @@ impl Arrow {
             };
             return Ok(PartialCells::new(cells, gaps));
         }
+        if let Cells::Bytes(cells) = &values.cells {
+            // One long value may stand for every row.
+            let bytes = places.iter().fold(0u64, |sum, place| sum.saturating_add(cells[*place].len() as u64));
+            if bytes > self.memory_bytes {
+                let memory = Refusal::Memory { needed_bytes: bytes, allowed_bytes: self.memory_bytes };
+                let what = format!("batch {batch}, dictionary {dictionary}");
+                return Err(memory.of(self.content.input.name().as_ref(), &what));
+            }
+        }
         let found = values.gather(&places);
         gaps.extend(found.gaps);
         Ok(PartialCells::new(found.cells, gaps))
@@ -281,18 +294,42 @@ impl Arrow {
             None => None,
             Some(compression) => Some(compression.u8(0)?),
         };
-        let (node_count, buffer_count) = (layout.nodes(), layout.buffers());
-        let nulls = |node: usize| i64_at(nodes, 2 * (field.node + node) + 1).map(|nulls| nulls != 0);
-        let has_nulls = (0..node_count).map(nulls).collect::<Result<Vec<bool>, String>>()?;
-        let mut ranges = Vec::with_capacity(buffer_count);
-        for buffer in field.buffer..field.buffer + buffer_count {
-            let (offset, length) = (i64_at(buffers, 2 * buffer)?, i64_at(buffers, 2 * buffer + 1)?);
-            let range = u64::try_from(offset).ok().zip(u64::try_from(length).ok());
-            let range = range.and_then(|(o, l)| Some(o..o.checked_add(l)?)).filter(|r| r.end <= batch.body_bytes);
-            let range = range.ok_or_else(|| format!("a buffer of {length} bytes at {offset} passes the body"))?;
-            ranges.push(batch.body + range.start..batch.body + range.end);
+        let counts = header.structs(4, 8)?;
+        let has_nulls = |node: usize| i64_at(nodes, 2 * node + 1).map(|nulls| nulls != 0);
+        let mut ranges = Vec::with_capacity(layout.buffers());
+        let mut want = |place: Counts, some: Range<usize>| {
+            let first = place.buffers + long_buffers(counts, 0..place.views)?;
+            for buffer in first + some.start..first + some.end {
+                let (offset, length) = (i64_at(buffers, 2 * buffer)?, i64_at(buffers, 2 * buffer + 1)?);
+                let range = u64::try_from(offset).ok().zip(u64::try_from(length).ok());
+                let range = range.and_then(|(o, l)| Some(o..o.checked_add(l)?)).filter(|r| r.end <= batch.body_bytes);
+                let range = range.ok_or_else(|| format!("a buffer of {length} bytes at {offset} passes the body"))?;
+                ranges.push(batch.body + range.start..batch.body + range.end);
+            }
+            Ok::<(), String>(())
+        };
+        let own = match layout {
+            Layout::View { .. } => layout.buffers() + long_buffers(counts, field.place.views..field.place.views + 1)?,
+            _ => layout.buffers(),
+        };
+        want(field.place, 0..own)?;
+        // Of a struct only the bits that say which of its rows are there.
+        for above in &field.above {
+            if has_nulls(above.nodes)? {
+                want(*above, 0..1)?;
+            }
         }
-        Ok(Parts { layout, codec, ranges, has_nulls })
+        let has_nulls =
+            (0..layout.nodes()).map(|node| has_nulls(field.place.nodes + node)).collect::<Result<Vec<bool>, String>>();
+        Ok(Parts { layout, codec, ranges, own, has_nulls: has_nulls? })
+    }
+
+    /// Refuses what would take more than all memory.
+    fn allowed(&self, needed_bytes: u64) -> Result<(), Refusal> {
+        match needed_bytes <= self.memory_bytes {
+            true => Ok(()),
+            false => Err(Refusal::Memory { needed_bytes, allowed_bytes: self.memory_bytes }),
+        }
     }
 
     fn cells(&self, batch: usize, column: usize, parts: &Parts, buffers: Vec<Bytes>) -> Result<PartialCells, Refusal> {
@@ -307,17 +344,18 @@ impl Arrow {
         // Claimed rows are believed when a buffer holds them.
         let rows = usize::try_from(rows).map_err(|_| "more rows than memory")?;
         let cell_bytes = match parts.layout {
-            Layout::Binary { .. } | Layout::FixedBinary(_) => size_of::<Bytes>(),
+            Layout::Binary { .. } | Layout::View { .. } | Layout::FixedBinary(_) => size_of::<Bytes>(),
             Layout::List { .. } => size_of::<Tensor>(),
             Layout::Number(_) | Layout::FixedList(..) | Layout::Coded { .. } => 0,
         };
-        if rows.checked_mul(cell_bytes).is_none_or(|bytes| bytes as u64 > self.memory_bytes) {
-            let needed_bytes = (rows as u64).saturating_mul(cell_bytes as u64);
-            return Err(Refusal::Memory { needed_bytes, allowed_bytes: self.memory_bytes });
-        }
+        self.allowed((rows as u64).saturating_mul(cell_bytes as u64))?;
         let elements = |buffer: &Bytes, count: usize, bytes: usize| {
             let needed = count.checked_mul(bytes).filter(|n| *n <= buffer.len());
             needed.map(|n| buffer.slice(..n)).ok_or_else(|| format!("{} bytes are not {count} values", buffer.len()))
+        };
+        let bools = |bits: &Bytes, count: usize| {
+            let bits = elements(bits, count.div_ceil(8), 1)?;
+            Ok::<Vec<u8>, String>((0..count).map(|at| bits[at / 8] >> (at % 8) & 1).collect())
         };
         let tensor = |dtype: DType, shape: &[usize], bytes: &[u8]| {
             let mut tensor = Tensor::from_bytes(dtype, shape, bytes).map_err(|e| e.to_string())?;
@@ -332,15 +370,18 @@ impl Arrow {
         let is_there = |bits: &Option<Bytes>, at: usize| bits.as_ref().is_none_or(|b| b[at / 8] >> (at % 8) & 1 == 1);
         let no_element = "has no value for an element of its list";
         let validity = valid(0, open.first().ok_or("has no buffers")?, rows)?;
-        let mut gaps: Vec<Gap> = match &validity {
-            None => Vec::new(),
-            Some(_) => (0..rows).filter(|row| !is_there(&validity, *row)).map(Gap::missing).collect(),
+        let mut bits = vec![validity];
+        let (open, above) = open.split_at_checked(parts.own).ok_or("has too few buffers")?;
+        for buffer in above {
+            bits.push(Some(elements(buffer, rows.div_ceil(8), 1)?));
+        }
+        let mut gaps: Vec<Gap> = match bits.iter().any(Option::is_some) {
+            true => (0..rows).filter(|row| !bits.iter().all(|b| is_there(b, *row))).map(Gap::missing).collect(),
+            false => Vec::new(),
         };
-        let cells = match (&parts.layout, open.as_slice()) {
+        let cells = match (&parts.layout, open) {
             (Layout::Number(DType::Bool), [_, values]) => {
-                let bits = elements(values, rows.div_ceil(8), 1)?;
-                let bools: Vec<u8> = (0..rows).map(|row| bits[row / 8] >> (row % 8) & 1).collect();
-                tensor(DType::Bool, &[rows], &bools).map(Cells::Numbers)?
+                tensor(DType::Bool, &[rows], &bools(values, rows)?).map(Cells::Numbers)?
             }
             (Layout::Number(dtype), [_, values]) => {
                 tensor(*dtype, &[rows], &elements(values, rows, dtype.size_in_memory())?).map(Cells::Numbers)?
@@ -356,7 +397,10 @@ impl Arrow {
                 if inner.is_some() {
                     gaps.extend((0..rows).filter(lacks).map(|row| Gap::fault(row, no_element)));
                 }
-                let values = elements(values, count, dtype.size_in_memory())?;
+                let values = match dtype {
+                    DType::Bool => bools(values, count)?.into(),
+                    _ => elements(values, count, dtype.size_in_memory())?,
+                };
                 tensor(*dtype, &[rows, *length], &values).map(Cells::Numbers)?
             }
             (Layout::Binary { text, offset_bytes }, [_, offsets, values]) => {
@@ -371,9 +415,25 @@ impl Arrow {
                 }
                 Cells::Bytes(cells)
             }
+            (Layout::View { text }, [_, short, long @ ..]) => {
+                let is_missing: Vec<usize> = gaps.iter().map(|gap| gap.row).collect();
+                let cells = views(short, long, rows, &is_missing)?;
+                self.allowed(cells.iter().fold(0, |sum, cell| sum.saturating_add(cell.len() as u64)))?;
+                if *text {
+                    let broken = |(row, cell): (usize, &Bytes)| Some(Gap::fault(row, check_text(cell).err()?));
+                    gaps.extend(cells.iter().enumerate().filter_map(broken));
+                }
+                Cells::Bytes(cells)
+            }
             (Layout::List { dtype, offset_bytes }, [_, offsets, bits, values]) => {
                 let size = dtype.size_in_memory();
-                let offsets = borders(offsets, rows, *offset_bytes, values.len() / size)?;
+                let is_bits = *dtype == DType::Bool;
+                let most = if is_bits { values.len().saturating_mul(8) } else { values.len() / size };
+                let offsets = borders(offsets, rows, *offset_bytes, most)?;
+                let values = match (is_bits, offsets.last().copied().unwrap_or(0)) {
+                    (true, count) => Bytes::from(bools(values, self.allowed(count as u64).map(|()| count)?)?),
+                    (false, _) => values.clone(),
+                };
                 let list = |border: &[usize]| {
                     tensor(*dtype, &[border[1] - border[0]], &values[border[0] * size..border[1] * size])
                 };
@@ -395,7 +455,9 @@ impl Arrow {
 struct Parts {
     layout: Layout,
     codec: Option<u8>,
+    /// Its own buffers, and the validity of the structs above it that lack some.
     ranges: Vec<Range<u64>>,
+    own: usize,
     /// Whether cells are missing, and elements of lists.
     has_nulls: Vec<bool>,
 }
@@ -412,14 +474,16 @@ impl Batch {
         }
         let is_compressed = header.table(3)?.is_some();
         let buffers = header.structs(2, 16)?;
-        for Field { name, layout, buffer, .. } in fields {
+        let counts = header.structs(4, 8)?;
+        for Field { name, layout, place, .. } in fields {
             let Ok(layout) = layout else { continue };
             if layout.is_widthless() && rows > WIDTHLESS_ROWS_MAX {
                 let most = WIDTHLESS_ROWS_MAX;
                 return Err(format!("claims {rows} rows of no bytes in column `{name}`; at most {most} are read"));
             }
+            let first = place.buffers + long_buffers(counts, 0..place.views)?;
             for number in (1..layout.buffers()).filter(|_| !is_compressed) {
-                let length = i64_at(buffers, 2 * (buffer + number) + 1)?;
+                let length = i64_at(buffers, 2 * (first + number) + 1)?;
                 let needed = layout.buffer_bytes(number, rows);
                 if needed.is_none_or(|needed| u64::try_from(length).is_ok_and(|length| length < needed)) {
                     return Err(format!("claims {rows} rows, and a buffer of column `{name}` has {length} bytes"));
@@ -434,6 +498,16 @@ impl Batch {
         let header = if self.is_dictionary { header.map_or(Ok(None), |h| h.table(1))? } else { header };
         header.ok_or_else(|| "a batch without a header".into())
     }
+}
+
+/// The buffers of long values that some of the views of a batch have together.
+fn long_buffers(counts: &[u8], views: Range<usize>) -> Result<usize, String> {
+    let mut sum = 0usize;
+    for view in views {
+        let count = usize::try_from(i64_at(counts, view)?).ok().filter(|count| *count <= BUFFERS_MAX);
+        sum += count.ok_or("claims a number of buffers that no batch has")?;
+    }
+    Ok(sum)
 }
 
 /// The rows of each batch, and the first of each with the end of the last.

@@ -16,6 +16,12 @@ use crate::source::{Access, Cells, Opened, Source, Wanted};
 /// What the picture decoder reads.
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
+/// Whether the name of a file says that it is a picture.
+pub(super) fn is_picture(file: &Path) -> bool {
+    let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    EXTENSIONS.contains(&extension.as_str())
+}
+
 struct Folder {
     /// Each file and the number of its class.
     files: Vec<(PathBuf, i64)>,
@@ -34,8 +40,7 @@ pub(super) fn open(path: &Path, wanted: &Wanted, memory_bytes: u64, access: &Acc
             return Err(DataError::file(&class_path, "lies beside the folders of the classes"));
         }
         for file in visible_entries(&class_path)? {
-            let extension = file.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-            if !EXTENSIONS.contains(&extension.as_str()) {
+            if !is_picture(&file) {
                 return Err(DataError::file(&file, format!("is not one of {}", EXTENSIONS.join(", "))));
             }
             files.push((file, classes.len() as i64));
@@ -100,8 +105,7 @@ pub(super) fn open_listed(
         let Some((class, file)) = facts.key.split_once('/').filter(|(_, file)| !file.contains('/')) else {
             return Err(DataError::file(name.as_ref(), "lies beside the folders of the classes"));
         };
-        let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
-        if !EXTENSIONS.contains(&extension.as_str()) {
+        if !is_picture(file.as_ref()) {
             return Err(DataError::file(name.as_ref(), format!("is not one of {}", EXTENSIONS.join(", "))));
         }
         check_bytes(name.as_ref(), facts.bytes, memory_bytes)?;
@@ -160,7 +164,7 @@ impl Source for Listed {
 }
 
 /// The entries of a folder in alphabetical order, less those whose name starts with a dot.
-fn visible_entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(super) fn visible_entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(DataError::io(dir))? {
         let entry = entry.map_err(DataError::io(dir))?;

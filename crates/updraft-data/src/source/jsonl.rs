@@ -32,6 +32,8 @@ pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> 
     let mut columns: Vec<Named> = Vec::new();
     let mut lines = Vec::new();
     let mut memory = Memory::new(memory_bytes);
+    // Some editors mark UTF-8 at the start of a file.
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     for (at, line) in text.split(|b| *b == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;

@@ -28,7 +28,7 @@ use crate::schema::{Column, Kind, Schema};
 use crate::source::cells::check_text;
 use crate::source::input::Input;
 use crate::source::parquet::chunk::{Chunk, Run, decode_column};
-use crate::source::parquet::kinds::{kind_of, own_schema, place_of};
+use crate::source::parquet::kinds::{kind_of, name_of, own_schema, place_of};
 use crate::source::parquet::locate::{Located, Page, length};
 use crate::source::shard::{LOCAL_REQUEST_BYTES, ReadOptions, ShardReader, block_around, pick, read_blocks};
 
@@ -146,10 +146,11 @@ impl Parquet {
             block_rows.push(rows);
         }
 
+        let root = metadata.file_metadata().schema_descr().root_schema();
         let found: Vec<(String, Result<Kind, String>)> = leaves
             .iter()
             .enumerate()
-            .map(|(place, leaf)| (leaf.path().string(), kind_of(&metadata, place, leaf)))
+            .map(|(place, leaf)| (name_of(root, leaf), kind_of(&metadata, place, leaf)))
             .collect();
         let own = match &options.schema {
             Some(schema) => Some(schema.clone()),
@@ -367,6 +368,9 @@ fn read_footer(input: &Input, memory_bytes: u64) -> Result<ParquetMetaData, Data
         end.len().checked_sub(TAIL_BYTES as usize).and_then(|at| end.get(at..)).and_then(|t| t.first_chunk::<8>());
     let tail = tail.ok_or_else(|| damaged(format!("is damaged or not Parquet: it is of {len} bytes")))?;
     let [a, b, c, d, magic @ ..] = *tail;
+    if &magic == b"PARE" {
+        return Err(damaged("has an encrypted footer, which is not read".into()));
+    }
     if &magic != b"PAR1" {
         return Err(damaged("is damaged or not Parquet: it does not end with PAR1".into()));
     }
@@ -495,6 +499,17 @@ impl ShardReader for Parquet {
 /// Refuses a column chunk, or some pages of one, that would take more memory to decode than allowed.
 fn check_pages(parts: &[Bytes], chunk: &ColumnChunkMetaData, memory_bytes: u64) -> Result<(), Refusal> {
     let values = u64::try_from(chunk.num_values()).map_err(|_| "claims a negative number of values")?;
+    let unread = match chunk.compression() {
+        Compression::BROTLI(_) => Some("BROTLI"),
+        Compression::LZO => Some("LZO"),
+        _ => None,
+    };
+    if let Some(codec) = unread {
+        return Err(format!(
+            "is compressed with {codec}; SNAPPY, GZIP, ZSTD, LZ4_RAW, LZ4 and no compression are read"
+        )
+        .into());
+    }
     let gzip = matches!(chunk.compression(), Compression::GZIP(_));
     let mut totals = pages::Totals::default();
     for part in parts {

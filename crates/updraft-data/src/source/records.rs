@@ -16,14 +16,14 @@ use crate::source::shard::{BLOCK_BYTES, Block, ReadOptions, ShardReader};
 
 /// A format whose rows lie one after the other.
 pub(crate) trait Records: Send + Sync + Sized + 'static {
-    /// What was read ahead to find the end of a row.
-    type Ahead: Default;
+    /// What a walk knows of the rows that it passed: what was read ahead to find the end of one, and the columns.
+    type Passed: Default;
 
     /// Passes over the next row and gives the byte where it ends; `None` at the end of the rows.
-    fn skip(&self, walk: &mut Walk<'_>, ahead: &mut Self::Ahead) -> Result<Option<u64>, DataError>;
+    fn skip(&self, walk: &mut Walk<'_>, passed: &mut Self::Passed) -> Result<Option<u64>, DataError>;
 
-    /// The columns of the first rows of a shard.
-    fn infer(&self, content: &Content, bytes: &Bytes) -> Result<Schema, DataError>;
+    /// The columns of a shard: what they are is told from its first rows, which ones there are from all that were passed.
+    fn infer(&self, content: &Content, bytes: &Bytes, passed: &Self::Passed) -> Result<Schema, DataError>;
 
     /// The cells of some columns at some rows, both in rising order, of a block of `rows` that starts at `offset`. A row
     /// that has not all its cells is shown to `broken`, and left empty if that says nothing against it.
@@ -85,8 +85,9 @@ pub(crate) struct RecordShard<R> {
 
 impl<R: Records> RecordShard<R> {
     pub(crate) fn open(records: R, content: Content, options: &ReadOptions) -> Result<RecordShard<R>, DataError> {
+        let mut passed = R::Passed::default();
         let (blocks, end) = if options.blocks.is_empty() {
-            find_blocks(&records, &content)?
+            find_blocks(&records, &content, &mut passed)?
         } else {
             (options.blocks.clone(), (!content.is_compressed()).then_some(content.input.len()))
         };
@@ -94,7 +95,7 @@ impl<R: Records> RecordShard<R> {
             Some(schema) => schema.clone(),
             None => {
                 let bytes = content.read(0, blocks.get(1).map(|b| b.offset).or(end))?;
-                Arc::new(records.infer(&content, &bytes)?)
+                Arc::new(records.infer(&content, &bytes, &passed)?)
             }
         };
         let mut starts = vec![0u64];
@@ -113,12 +114,15 @@ impl<R: Records> RecordShard<R> {
     }
 }
 
-fn find_blocks<R: Records>(records: &R, content: &Content) -> Result<(Vec<Block>, Option<u64>), DataError> {
+fn find_blocks<R: Records>(
+    records: &R,
+    content: &Content,
+    passed: &mut R::Passed,
+) -> Result<(Vec<Block>, Option<u64>), DataError> {
     let mut walk = content.walk()?;
-    let mut ahead = R::Ahead::default();
     let mut blocks: Vec<Block> = Vec::new();
     let mut offset = 0;
-    while let Some(end) = records.skip(&mut walk, &mut ahead)? {
+    while let Some(end) = records.skip(&mut walk, passed)? {
         match blocks.last_mut() {
             Some(block) if content.is_compressed() || end - block.offset <= BLOCK_BYTES => block.rows += 1,
             _ => blocks.push(Block { rows: 1, offset }),

@@ -12,7 +12,7 @@ use updraft_store::{ReadObjects, StoreError};
 use crate::config::{DatasetConfig, Format};
 use crate::error::DataError;
 use crate::manifest::{ShardFacts, Version};
-use crate::schema::{Kind, Schema};
+use crate::schema::{Column, Kind, Schema};
 use crate::source::mds::index as mds_index;
 use crate::source::place::Place;
 use crate::source::shard::{ReadOptions, ShardFormat, ShardReader};
@@ -294,10 +294,17 @@ fn common_schema(objects: &Arc<dyn ReadObjects>, shards: &[Shard]) -> Result<Arc
                 column.kind = join(facts.format, column.kind.clone(), other.clone());
             }
         }
+        let may_lack = has_optional_columns(facts.format);
+        if may_lack {
+            let is_new = |column: &&Column| joined.index_of(&column.name).is_none();
+            let more: Vec<Column> = reader.schema().columns.iter().filter(is_new).cloned().collect();
+            joined.columns.extend(more);
+        }
         let same_but_for_kinds = joined.columns.len() == reader.schema().columns.len();
         let difference = joined.columns.iter().find_map(|column| {
             let at = reader.schema().index_of(&column.name);
             match at.map(|at| &reader.schema().columns[at].kind) {
+                None if may_lack => None,
                 None => Some(format!("column `{}` ({}) is missing", column.name, column.kind)),
                 Some(kind) if *kind != column.kind && !may_join(facts.format) => {
                     Some(format!("column `{}` is {kind}, not {}", column.name, column.kind))
@@ -305,8 +312,8 @@ fn common_schema(objects: &Arc<dyn ReadObjects>, shards: &[Shard]) -> Result<Arc
                 Some(_) => None,
             }
         });
-        let difference =
-            difference.or_else(|| (!same_but_for_kinds).then(|| schema.difference(reader.schema())).flatten());
+        let difference = difference
+            .or_else(|| (!same_but_for_kinds && !may_lack).then(|| schema.difference(reader.schema())).flatten());
         if let Some(difference) = difference {
             let reason = format!("{difference} as in {}", objects.name(&first.key));
             return Err(DataError::file(objects.name(&facts.key).as_ref(), reason));
@@ -314,6 +321,11 @@ fn common_schema(objects: &Arc<dyn ReadObjects>, shards: &[Shard]) -> Result<Arc
         schema = Arc::new(joined);
     }
     Ok(schema)
+}
+
+/// Whether each row of a format names its own columns: what rows may lack, all rows of a shard may.
+fn has_optional_columns(format: ShardFormat) -> bool {
+    matches!(format, ShardFormat::Tar | ShardFormat::TfRecord)
 }
 
 /// Whether kinds of a format are told by the values in a shard.

@@ -40,7 +40,7 @@ pub enum ShardFormat {
     Parquet,
     /// Arrow IPC, as file or stream.
     Arrow,
-    /// Comma-separated values with a header.
+    /// Values separated by commas, or by tabs where the name says so, with a header.
     Csv,
     /// One JSON object a line.
     #[serde(rename = "jsonl")]
@@ -62,8 +62,12 @@ impl ShardFormat {
         (ShardFormat::TfRecordRaw, "tfrecord_raw", &[]),
         (ShardFormat::Parquet, "parquet", &["parquet"]),
         (ShardFormat::Arrow, "arrow", &["arrow", "arrows", "feather", "ipc"]),
-        (ShardFormat::Csv, "csv", &["csv"]),
-        (ShardFormat::JsonLines, "jsonl", &["jsonl", "ndjson", "jsonl.gz"]),
+        (ShardFormat::Csv, "csv", &["csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "tsv.zst"]),
+        (
+            ShardFormat::JsonLines,
+            "jsonl",
+            &["jsonl", "ndjson", "jsonl.gz", "ndjson.gz", "jsonl.zst", "jsonl.zstd", "ndjson.zst"],
+        ),
         (ShardFormat::Npy, "npy", &["npy"]),
         (ShardFormat::Npz, "npz", &["npz"]),
         (ShardFormat::Folder, "folder", &[]),
@@ -77,8 +81,20 @@ impl ShardFormat {
     /// The format that the end of a key says; `None` where it says none.
     pub fn of_key(key: &str) -> Option<ShardFormat> {
         let name = key.rsplit('/').next().unwrap_or(key).to_ascii_lowercase();
+        let name = without_number(&name);
         let ends = |end: &&str| name.strip_suffix(end).is_some_and(|stem| stem.ends_with('.'));
         ShardFormat::ALL.iter().find(|(_, _, suffixes)| suffixes.iter().any(ends)).map(|(format, ..)| *format)
+    }
+}
+
+/// A name without the number of the shard that TensorFlow puts behind the extension: `train.tfrecord-00000-of-00010`.
+fn without_number(name: &str) -> &str {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let stem =
+        name.rsplit_once("-of-").filter(|(_, count)| is_number(count)).and_then(|(stem, _)| stem.rsplit_once('-'));
+    match stem {
+        Some((stem, number)) if is_number(number) && stem.ends_with(".tfrecord") => stem,
+        _ => name,
     }
 }
 

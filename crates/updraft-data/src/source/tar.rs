@@ -5,6 +5,8 @@
 //! describes all of them). Columns become what their extension says: `cls`, `index` and their like are integers, `txt` and
 //! `json` text, `npy` numbers, and all else bytes.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use updraft_graph::{DType, Tensor};
 
@@ -268,12 +270,13 @@ fn pax(mut data: &[u8]) -> Result<Vec<PaxRecord<'_>>, String> {
     Ok(records)
 }
 
-/// The name that files of a row share, and the column of this one. `None` for what is not part of any row.
+/// The name that files of a row share, and the column of this one. `None` for what is not part of any row: hidden files, as
+/// systems leave them in archives, too.
 fn split_name(name: &str) -> Result<Option<(&str, String)>, String> {
     let start = name.rfind('/').map_or(0, |slash| slash + 1);
     let base = &name[start..];
     // WebDataset's files about the archive itself.
-    if base.starts_with("__") && base.ends_with("__") {
+    if base.starts_with('.') || (base.starts_with("__") && base.ends_with("__")) {
         return Ok(None);
     }
     let dot = base.find('.').ok_or_else(|| format!("file `{name:.200}` has no extension to name its column"))?;
@@ -352,7 +355,7 @@ impl Groups<Cursor<'_>> {
 
 /// What a walk read to see that a row ended.
 #[derive(Default)]
-pub(crate) enum Ahead {
+enum Ahead {
     #[default]
     Nothing,
     /// The key of the next row.
@@ -360,11 +363,20 @@ pub(crate) enum Ahead {
     End,
 }
 
-impl Records for Tar {
-    type Ahead = Ahead;
+/// What a walk over an archive knows of it.
+#[derive(Default)]
+pub(crate) struct Passed {
+    ahead: Ahead,
+    /// The columns, each with where the first file of it lies.
+    columns: Vec<(String, Range<u64>)>,
+}
 
-    fn skip(&self, walk: &mut Walk<'_>, ahead: &mut Self::Ahead) -> Result<Option<u64>, DataError> {
-        fn next(walk: &mut Walk<'_>, memory_bytes: u64) -> Result<Option<(String, u64)>, DataError> {
+impl Records for Tar {
+    type Passed = Passed;
+
+    fn skip(&self, walk: &mut Walk<'_>, passed: &mut Passed) -> Result<Option<u64>, DataError> {
+        let Passed { ahead, columns } = passed;
+        let mut next = |walk: &mut Walk<'_>, memory_bytes: u64| -> Result<Option<(String, u64)>, DataError> {
             loop {
                 let start = walk.position();
                 let broken = |walk: &Walk<'_>, broken: Broken| match broken {
@@ -374,14 +386,20 @@ impl Records for Tar {
                 let Some(member) = next_member(walk, memory_bytes).map_err(|b| broken(walk, b))? else {
                     return Ok(None);
                 };
+                let data = walk.position()..walk.position().saturating_add(member.size);
                 walk.skip(member.size, "a file")?;
                 walk.skip(padding(member.size), "the padding of a file")?;
                 let named = split_name(&member.name).map_err(|reason| walk.error_from(start, reason))?;
-                if let Some((key, _)) = named {
-                    return Ok(Some((key.to_owned(), start)));
+                let Some((key, column)) = named else { continue };
+                if columns.iter().all(|(known, _)| *known != column) {
+                    if columns.len() == FILES_MAX {
+                        return Err(walk.error_from(start, format!("has more than {FILES_MAX} kinds of files")));
+                    }
+                    columns.push((column, data));
                 }
+                return Ok(Some((key.to_owned(), start)));
             }
-        }
+        };
         let first = match std::mem::take(ahead) {
             Ahead::Row(first) => first,
             Ahead::Nothing => match next(walk, self.memory_bytes)? {
@@ -407,7 +425,7 @@ impl Records for Tar {
         }
     }
 
-    fn infer(&self, content: &Content, bytes: &Bytes) -> Result<Schema, DataError> {
+    fn infer(&self, content: &Content, bytes: &Bytes, passed: &Passed) -> Result<Schema, DataError> {
         let broken = |broken: Broken| match broken {
             Broken::Data(error) => error,
             Broken::Reason(reason) => content.input.error_at(0, reason),
@@ -440,10 +458,24 @@ impl Records for Tar {
                         }
                         _ => {}
                     },
-                    None if row == 0 => columns.push(Column { name, kind }),
-                    None => {}
+                    None => columns.push(Column { name, kind }),
                 }
             }
+        }
+        // A row may have a file that those before it lack.
+        for (name, data) in &passed.columns {
+            if columns.iter().any(|column| column.name == *name) {
+                continue;
+            }
+            let kind = match kind_of_extension(name) {
+                Some(kind) => kind,
+                None => {
+                    let array = npy::parse(content.read(data.start, Some(data.end))?.as_ref(), self.memory_bytes);
+                    let array = array.map_err(|r| content.input.error_at(data.start, format!("`{name}`: {r}")))?;
+                    Kind::Number { dtype: array.dtype(), shape: array.shape().to_vec() }
+                }
+            };
+            columns.push(Column { name: name.clone(), kind });
         }
         Schema::new(columns).map_err(|reason| content.input.error(reason))
     }

@@ -2,7 +2,7 @@
 //!
 //! A record is its length (`u64`), the masked CRC-32C of the length, the data, and the masked CRC-32C of the data, all
 //! little-endian; `tensorflow/core/lib/io/record_writer.h` defines it. Lengths are checked on the first walk, data
-//! whenever a record is read.
+//! whenever a record is read. An example may have a feature that those before it lack, so the walk looks at all of them.
 
 use bytes::Bytes;
 
@@ -56,19 +56,29 @@ impl TfRecord {
 }
 
 impl Records for TfRecord {
-    type Ahead = ();
+    type Passed = example::Names;
 
-    fn skip(&self, walk: &mut Walk<'_>, (): &mut ()) -> Result<Option<u64>, DataError> {
+    fn skip(&self, walk: &mut Walk<'_>, names: &mut example::Names) -> Result<Option<u64>, DataError> {
         if walk.rest() == 0 {
             return Ok(None);
         }
         let head = walk.take(HEAD_BYTES as u64, "the length of a record")?;
         let length = self.length(&head).map_err(|reason| walk.error(reason))?;
-        walk.skip(length + TAIL_BYTES as u64, "a record")?;
+        if self.raw {
+            walk.skip(length + TAIL_BYTES as u64, "a record")?;
+            return Ok(Some(walk.position()));
+        }
+        let start = walk.position();
+        let record = walk.take(length + TAIL_BYTES as u64, "a record")?;
+        if let Some((data, crc)) = record.split_last_chunk::<TAIL_BYTES>()
+            && masked_crc(data) == u32::from_le_bytes(*crc)
+        {
+            names.add(data).map_err(|reason| walk.error_from(start, reason))?;
+        }
         Ok(Some(walk.position()))
     }
 
-    fn infer(&self, content: &Content, bytes: &Bytes) -> Result<Schema, DataError> {
+    fn infer(&self, content: &Content, bytes: &Bytes, names: &example::Names) -> Result<Schema, DataError> {
         if self.raw {
             return Ok(Schema { columns: vec![Column { name: "record".into(), kind: Kind::Bytes }] });
         }
@@ -95,7 +105,7 @@ impl Records for TfRecord {
                 .input
                 .error_at(at as u64, "the record has a wrong checksum, as have all that were looked at"));
         }
-        features.schema().map_err(|r| content.input.error(r))
+        features.schema(names).map_err(|r| content.input.error(r))
     }
 
     fn decode(

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use updraft_graph::{DType, Tensor};
+use updraft_graph::{DType, Element, Tensor};
 
 use crate::error::DataError;
 use crate::npy;
@@ -19,6 +19,8 @@ use crate::source::{csv, jsonl};
 pub(crate) struct Whole {
     content: Content,
     format: ShardFormat,
+    /// What is between the columns of text.
+    separator: u8,
     schema: Arc<Schema>,
     blocks: Vec<u64>,
     memory_bytes: u64,
@@ -45,11 +47,18 @@ impl Whole {
         format: ShardFormat,
         options: &ReadOptions,
     ) -> Result<Whole, DataError> {
-        let compression = if format == ShardFormat::JsonLines { Compression::of_key(key) } else { None };
-        let memory_bytes = options.memory_bytes;
+        let is_text = matches!(format, ShardFormat::JsonLines | ShardFormat::Csv);
+        let compression = if is_text { Compression::of_key(key) } else { None };
+        let (memory_bytes, separator) = (options.memory_bytes, csv::separator_of(key));
         let content = Content::new(input, compression, memory_bytes);
-        let mut whole =
-            Whole { content, format, schema: Arc::new(Schema { columns: vec![] }), blocks: vec![], memory_bytes };
+        let mut whole = Whole {
+            content,
+            format,
+            separator,
+            schema: Arc::new(Schema { columns: vec![] }),
+            blocks: vec![],
+            memory_bytes,
+        };
         // What a manifest tells need not be read twice.
         if let (Some(schema), [block]) = (&options.schema, options.blocks.as_slice()) {
             (whole.schema, whole.blocks) = (schema.clone(), vec![block.rows]);
@@ -73,7 +82,7 @@ impl Whole {
         }
         let bytes: Bytes = self.content.read(0, None)?;
         let table = match self.format {
-            ShardFormat::Csv => csv::table(&bytes, wanted),
+            ShardFormat::Csv => csv::table(&bytes, self.separator, wanted),
             ShardFormat::JsonLines => jsonl::table(&bytes, wanted, self.memory_bytes),
             ShardFormat::Npy => {
                 npy::parse(bytes.as_ref(), self.memory_bytes).and_then(|a| arrays(vec![("array".into(), a)]))
@@ -86,19 +95,20 @@ impl Whole {
 
 /// Arrays as columns.
 fn arrays(arrays: Vec<(String, Tensor)>) -> Result<Table, String> {
-    let mut rows = None;
+    let mut first: Option<(String, usize)> = None;
     let mut columns = Vec::with_capacity(arrays.len());
     for (name, tensor) in arrays {
         let Some((count, shape)) = tensor.shape().split_first() else {
             return Err(format!("array `{name}` has no dimension to count samples along"));
         };
-        if *rows.get_or_insert(*count) != *count {
-            return Err(format!("array `{name}` holds {count} samples, and the one before {rows:?}"));
+        let (before, rows) = first.get_or_insert_with(|| (name.clone(), *count));
+        if rows != count {
+            return Err(format!("array `{name}` holds {count} samples and `{before}` {rows}"));
         }
         let kind = Kind::Number { dtype: tensor.dtype(), shape: shape.to_vec() };
         columns.push(TableColumn { name, kind, cells: Cells::Numbers(tensor).into() });
     }
-    Ok(Table { rows: rows.unwrap_or(0) as u64, columns, lines: Vec::new() })
+    Ok(Table { rows: first.map_or(0, |(_, rows)| rows) as u64, columns, lines: Vec::new() })
 }
 
 impl ShardReader for Whole {
@@ -202,75 +212,73 @@ pub(crate) fn type_cells(cells: Vec<Bytes>, wanted: Option<&Kind>) -> (Kind, Res
 }
 
 /// The same with a gap for each cell that is empty or of another kind. Without a wanted kind it is that of the cells that
-/// are there.
+/// are there: the first of whole numbers with a sign, without one, numbers, and text that all of them are.
 pub(crate) fn type_partial(cells: Vec<Bytes>, wanted: Option<&Kind>) -> (Kind, PartialCells) {
     fn parsed<T: std::str::FromStr>(cell: &Bytes) -> Option<T> {
         std::str::from_utf8(cell).ok()?.trim().parse().ok()
     }
-    fn all<T: std::str::FromStr>(cells: &[Bytes]) -> Option<Vec<T>> {
-        cells.iter().map(parsed).collect()
-    }
-    fn numbers<T: std::str::FromStr + Default>(
+    fn column<T: std::str::FromStr + Element + Default>(
         cells: &[Bytes],
-        is_number: impl Fn(&T) -> bool,
-        reason: impl Fn(&str) -> String,
-    ) -> (Vec<T>, Vec<Gap>) {
+        refused: impl Fn(&str, Option<T>) -> Option<String>,
+    ) -> PartialCells {
         let (mut numbers, mut gaps) = (Vec::with_capacity(cells.len()), Vec::new());
         for (row, cell) in cells.iter().enumerate() {
-            let number = parsed::<T>(cell).filter(&is_number);
-            if number.is_none() {
-                gaps.push(match cell.trim_ascii() {
-                    [] => Gap::missing(row),
-                    _ => Gap::fault(row, reason(&String::from_utf8_lossy(cell))),
-                });
+            let number = parsed::<T>(cell);
+            // Blanks are text among text, and no number among numbers.
+            if cell.trim_ascii().is_empty() {
+                gaps.push(Gap::missing(row));
+            } else if let Some(reason) = refused(&String::from_utf8_lossy(cell), number) {
+                gaps.push(Gap::fault(row, reason));
             }
             numbers.push(number.unwrap_or_default());
         }
-        (numbers, gaps)
+        PartialCells::new(Cells::Numbers(Tensor::vector(&numbers)), gaps)
     }
-    let (integer, float) = (Kind::scalar(DType::I64), Kind::scalar(DType::F64));
+    let kinds = [DType::I64, DType::U64, DType::F64].map(Kind::scalar);
+    let [integer, unsigned, float] = &kinds;
     // Other kinds are told as if none were wanted, which whoever wants them compares.
-    let wanted = wanted.filter(|kind| **kind == Kind::Text || **kind == integer || **kind == float);
-    let may_be = |kind: &Kind| wanted.is_none_or(|wanted| wanted == kind);
-    if may_be(&integer)
-        && let Some(integers) = all::<i64>(&cells)
-    {
-        return (integer, Cells::Numbers(Tensor::vector(&integers)).into());
-    }
-    if may_be(&float)
-        && let Some(floats) = all::<f64>(&cells).filter(|floats| floats.iter().all(|v| v.is_finite()))
-    {
-        return (float, Cells::Numbers(Tensor::vector(&floats)).into());
-    }
-    // Blanks are text among text, and no number among numbers.
+    let wanted = wanted.filter(|kind| **kind == Kind::Text || kinds.contains(kind));
     let filled = || cells.iter().filter(|cell| !cell.trim_ascii().is_empty());
     let kind = wanted.cloned().unwrap_or_else(|| {
         if filled().all(|cell| parsed::<i64>(cell).is_some()) {
             integer.clone()
+        } else if filled().all(|cell| parsed::<u64>(cell).is_some()) {
+            unsigned.clone()
         } else if filled().all(|cell| parsed::<f64>(cell).is_some()) {
             float.clone()
         } else {
             Kind::Text
         }
     });
-    let (cells, gaps) = if kind == Kind::Text {
+    let not = |cell: &str| Some(format!("`{cell:.40}` is not {kind}"));
+    let cells = if kind == *integer {
+        column::<i64>(&cells, |cell, number| if number.is_some() { None } else { not(cell) })
+    } else if kind == *unsigned {
+        column::<u64>(&cells, |cell, number| if number.is_some() { None } else { not(cell) })
+    } else if kind == *float {
+        column::<f64>(&cells, |cell, number| match number {
+            None => not(cell),
+            Some(number) if !number.is_finite() => Some(format!("`{cell:.40}` is not a finite number")),
+            Some(number) if is_rounded(cell, number) => {
+                Some(format!("`{cell:.40}` would be rounded: f64, which its column is, does not hold it"))
+            }
+            Some(_) => None,
+        })
+    } else {
         let gap = |(row, cell): (usize, &Bytes)| match (cell.is_empty(), check_text(cell)) {
             (true, _) => Some(Gap::missing(row)),
             (false, Err(_)) => Some(Gap::fault(row, "is not UTF-8")),
             (false, Ok(())) => None,
         };
         let gaps = cells.iter().enumerate().filter_map(gap).collect();
-        (Cells::Bytes(cells), gaps)
-    } else if kind == integer {
-        let (numbers, gaps) = numbers::<i64>(&cells, |_| true, |cell| format!("`{cell:.40}` is not {integer}"));
-        (Cells::Numbers(Tensor::vector(&numbers)), gaps)
-    } else {
-        let reason = |cell: &str| match cell.trim().parse::<f64>() {
-            Ok(_) => format!("`{cell:.40}` is not a finite number"),
-            Err(_) => format!("`{cell:.40}` is not {float}"),
-        };
-        let (numbers, gaps) = numbers::<f64>(&cells, |number| number.is_finite(), reason);
-        (Cells::Numbers(Tensor::vector(&numbers)), gaps)
+        PartialCells::new(Cells::Bytes(cells), gaps)
     };
-    (kind, PartialCells::new(cells, gaps))
+    (kind, cells)
+}
+
+/// Whether a cell is a whole number, and the nearest float another: two ids must not become one.
+fn is_rounded(cell: &str, number: f64) -> bool {
+    let digits = cell.trim().trim_start_matches(['+', '-']).trim_start_matches('0');
+    let is_whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    is_whole && format!("{:.0}", number.abs()) != digits
 }

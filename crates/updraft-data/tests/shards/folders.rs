@@ -341,7 +341,7 @@ fn what_looks_like_data_beside_shards_is_named_and_notes_are_not() {
     }
     let recipe = "[[tensors]]\nname = \"n\"";
     load(path, recipe).unwrap();
-    for name in ["b.csv.gz", "b.jsonl.zst", "b.json", "b.avro", "b.tsv", "b.tfrecord-00000-of-00002"] {
+    for name in ["b.csv.bz2", "b.jsonl.xz", "b.json", "b.avro", "b.orc", "b.tfrecord-1"] {
         let other = dir.path().join(name);
         std::fs::write(&other, "x").unwrap();
         let error = load(path, recipe).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 mod folders;
 mod growing;
+mod originals;
 
 use std::ops::Range;
 use std::path::Path;

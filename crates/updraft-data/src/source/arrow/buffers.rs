@@ -1,10 +1,11 @@
-//! Buffers of a batch: offsets of rows, and what is compressed.
+//! Buffers of a batch: offsets and views of rows, and what is compressed.
 
 use std::io::Read;
 
 use bytes::Bytes;
 
 use crate::error::Refusal;
+use crate::source::arrow::layout::VIEW_BYTES;
 use crate::source::input::Compression;
 
 /// Offsets of rows, checked to rise and to end within `limit` elements.
@@ -24,6 +25,33 @@ pub(super) fn borders(offsets: &[u8], rows: usize, offset_bytes: usize, limit: u
         return Err("has rows that point outside of their values".into());
     }
     Ok(borders)
+}
+
+/// Bytes of the longest value that lies in its view.
+const SHORT_BYTES: usize = 12;
+
+/// The values of views: a length, and then the value itself, or its first bytes, its buffer, and where it lies in that.
+/// `missing` are the rows without a value, whose views may be anything.
+pub(super) fn views(short: &Bytes, long: &[Bytes], rows: usize, missing: &[usize]) -> Result<Vec<Bytes>, String> {
+    let needed = rows.checked_mul(VIEW_BYTES).filter(|needed| *needed <= short.len());
+    let needed = needed.ok_or_else(|| format!("{} bytes of views for {rows} rows", short.len()))?;
+    let mut missing = missing.iter().copied().peekable();
+    let mut cells = Vec::with_capacity(rows);
+    for (row, view) in short[..needed].as_chunks::<VIEW_BYTES>().0.iter().enumerate() {
+        if missing.next_if_eq(&row).is_some() {
+            cells.push(Bytes::new());
+            continue;
+        }
+        let word = |at: usize| view[at..].first_chunk::<4>().map_or(0, |word| u32::from_le_bytes(*word)) as usize;
+        let length = word(0);
+        let (buffer, start) = match length {
+            ..=SHORT_BYTES => (short, row * VIEW_BYTES + 4),
+            _ => (long.get(word(8)).ok_or_else(|| format!("row {row} is in a buffer that is not there"))?, word(12)),
+        };
+        let end = start.checked_add(length).filter(|end| *end <= buffer.len());
+        cells.push(buffer.slice(start..end.ok_or_else(|| format!("row {row} points outside of its values"))?));
+    }
+    Ok(cells)
 }
 
 /// The most that a buffer shrinks to one byte of; what claims more is damaged, not large.

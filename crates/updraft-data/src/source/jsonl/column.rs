@@ -132,7 +132,12 @@ impl ColumnBuilder {
             self.made = Made::Numbers(Numbers::default());
         }
         let Made::Numbers(numbers) = &mut self.made else {
-            return Err(Stop::Fault(format!("`{:.40}` is not text", walk.word())));
+            // What is read nowhere is named as what it is, and else as what is not text.
+            let start = walk.at;
+            let mut own = Memory::new(memory.left);
+            let taken = Numbers::default().push(walk, 0, &mut own);
+            walk.at = start;
+            return Err(taken.err().unwrap_or_else(|| Stop::Fault(format!("`{:.40}` is not text", walk.word()))));
         };
         let taken = numbers.push(walk, row, memory);
         let rounded = std::mem::take(&mut numbers.rounded);

@@ -29,6 +29,7 @@ impl Leaf {
         let number = |dtype| Ok(Leaf::Number(dtype));
         match (leaf.physical_type(), leaf.converted_type()) {
             (P::FIXED_LEN_BYTE_ARRAY, _) if logical == Some(&LogicalType::Float16) => number(DType::F16),
+            (P::FIXED_LEN_BYTE_ARRAY, C::NONE) if logical == Some(&LogicalType::Uuid) => Ok(Leaf::Bytes),
             // Timestamps in nanoseconds and the like have no converted type.
             (_, C::NONE) if !matches!(logical, None | Some(LogicalType::String)) => Err(unsupported(leaf)),
             (P::BYTE_ARRAY, C::UTF8 | C::ENUM | C::JSON) => Ok(Leaf::Text),
@@ -50,13 +51,24 @@ impl Leaf {
     }
 }
 
+/// What is said beside a column that is not read.
+pub(super) const READ: &str = "numbers, text, bytes and lists of numbers are read";
+
 fn unsupported(leaf: &ColumnDescriptor) -> String {
-    match leaf.logical_type_ref() {
-        Some(logical) => format!("holds {logical:?}, which is not a number, text or bytes"),
-        None => {
-            format!("holds {} as {}, which is not a number, text or bytes", leaf.physical_type(), leaf.converted_type())
+    use ConvertedType as C;
+    let what = match (leaf.logical_type_ref(), leaf.converted_type()) {
+        (Some(LogicalType::Unknown), _) => "nothing but nulls".to_owned(),
+        (Some(LogicalType::Decimal(_)), _) | (None, C::DECIMAL) => "decimals".to_owned(),
+        (Some(LogicalType::Date), _) | (None, C::DATE) => "dates".to_owned(),
+        (Some(LogicalType::Time(_)), _) | (None, C::TIME_MILLIS | C::TIME_MICROS) => "times".to_owned(),
+        (Some(LogicalType::Timestamp(_)), _) | (None, C::TIMESTAMP_MILLIS | C::TIMESTAMP_MICROS) => {
+            "timestamps".to_owned()
         }
-    }
+        (None, C::NONE) if leaf.physical_type() == PhysicalType::INT96 => "timestamps of 96 bits".to_owned(),
+        (Some(logical), _) => format!("{logical:?}"),
+        (None, converted) => format!("{} as {converted}", leaf.physical_type()),
+    };
+    format!("holds {what}; {READ}")
 }
 
 /// The definition level of an empty list: that of everything above its elements.
@@ -163,7 +175,7 @@ impl Chunk<'_> {
         let rows = self.rows();
         let (present, nested) = (leaf.max_def_level(), leaf.max_rep_level());
         if nested > 1 {
-            return Err("holds lists of lists; lists of numbers are read".into());
+            return Err(format!("holds lists of lists; {READ}"));
         }
         let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
         let mut read = 0;
@@ -344,7 +356,7 @@ impl Chunk<'_> {
         convert: impl Fn(T::T) -> ByteArray,
     ) -> Result<PartialCells, Refusal> {
         if self.leaf.max_rep_level() > 0 {
-            return Err("holds lists of texts or bytes; one for each row is read".into());
+            return Err(format!("holds lists of texts or bytes; {READ}").into());
         }
         let Values { values, mut gaps, .. } = self.values(reader)?;
         let values: Vec<ByteArray> = values.into_iter().map(convert).collect();

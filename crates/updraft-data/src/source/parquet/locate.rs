@@ -140,7 +140,9 @@ impl Values {
         page: &Header,
         content: Range<u64>,
     ) -> Option<Values> {
+        // A checksum is that of the whole page.
         let plain = page.encoding == PLAIN
+            && page.crc == 0
             && chunk.compression() == Compression::UNCOMPRESSED
             && chunk.column_type() == PhysicalType::BYTE_ARRAY;
         let count = u64::try_from(page.values).ok().filter(|_| plain)?;

@@ -3,7 +3,7 @@
 //! Decoders reserve what a page header claims, run-length codes make any number of values of a few bytes, and gzip
 //! streams end where they please, so a small file can ask for all memory there is. The headers say what will be asked
 //! for: this walks over them. They are structs in Thrift's compact protocol, of which only the fields `type` (1),
-//! `uncompressed_page_size` (2), `compressed_page_size` (3) and, in the structs of the data pages (5 and 8), the number
+//! `uncompressed_page_size` (2), `compressed_page_size` (3), `crc` (4) and, in the structs of the data pages (5 and 8), the number
 //! of values (1), their encoding (2; in version 2: 4), the number of nulls (in version 2: 2) and the lengths of the
 //! levels that version 2 leaves uncompressed (5, 6) are of interest; parquet.thrift of apache/parquet-format defines
 //! them.
@@ -60,6 +60,8 @@ pub(super) struct Header {
     /// As parquet.thrift numbers the types.
     pub page_type: i64,
     pub compressed_bytes: i64,
+    /// The checksum of what follows; zero where there is none.
+    pub crc: i64,
     pub values: i64,
     /// As parquet.thrift numbers the encodings.
     pub encoding: i64,
@@ -110,6 +112,7 @@ impl Header {
                 (Place::Page, 1) => Some(&mut self.page_type),
                 (Place::Page, 2) => Some(&mut self.uncompressed_bytes),
                 (Place::Page, 3) => Some(&mut self.compressed_bytes),
+                (Place::Page, 4) => Some(&mut self.crc),
                 (Place::DataPage | Place::DataPageV2, 1) => Some(&mut self.values),
                 (Place::DataPage, 2) | (Place::DataPageV2, 4) => Some(&mut self.encoding),
                 (Place::DataPageV2, 2) => Some(&mut self.nulls),

@@ -96,6 +96,13 @@ fn features<'a>(
     example: &'a [u8],
     mut each: impl FnMut(&'a str, List<'a>) -> Result<(), String>,
 ) -> Result<(), String> {
+    let mut message = Message { rest: example };
+    while let Some((number, field)) = message.next()? {
+        // A SequenceExample has its context where an Example has its features, and its lists behind that.
+        if let (2, Field::Bytes(_)) = (number, field) {
+            return Err("is a tf.train.SequenceExample; a tf.train.Example is read".into());
+        }
+    }
     Message::submessages(example, 1, |features| {
         Message::submessages(features, 1, |entry| {
             let mut entry = Message { rest: entry };
@@ -184,6 +191,48 @@ impl<'a> List<'a> {
     }
 }
 
+/// Features of one shard, at most.
+const FEATURES_MAX: usize = 1 << 16;
+
+/// The features that examples have, and what is in the first that has values: bytes, or numbers.
+#[derive(Default)]
+pub(crate) struct Names {
+    known: Vec<(String, Option<DType>)>,
+}
+
+impl Names {
+    /// Adds those of an example. What is not understood is named when it is read.
+    pub(crate) fn add(&mut self, example: &[u8]) -> Result<(), String> {
+        let known = &mut self.known;
+        let mut next = 0;
+        let mut too_many = false;
+        let read = features(example, |name, list| {
+            // Writers keep features in one order mostly.
+            let guessed = known.get(next).is_some_and(|(known, _)| known == name);
+            let place = if guessed { Some(next) } else { known.iter().position(|(known, _)| known == name) };
+            next = place.unwrap_or(next) + 1;
+            let dtype = match list {
+                List::Empty => return Ok(()),
+                List::Bytes(_) => None,
+                List::Floats(_) => Some(DType::F32),
+                List::Integers(_) => Some(DType::I64),
+            };
+            if place.is_none() {
+                too_many = known.len() == FEATURES_MAX;
+                if too_many {
+                    return Err(String::new());
+                }
+                known.push((name.to_owned(), dtype));
+            }
+            Ok(())
+        });
+        match read {
+            Err(_) if too_many => Err(format!("has more than {FEATURES_MAX} features")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Features as the first examples have them.
 #[derive(Default)]
 pub(crate) struct Seen {
@@ -242,18 +291,21 @@ impl Seen {
         self.examples == 0
     }
 
-    /// The columns, by name: a map has no order of its own.
-    pub(crate) fn schema(mut self) -> Result<Schema, String> {
+    /// The columns, by name: a map has no order of its own. Those that only later examples have are among `names`.
+    pub(crate) fn schema(mut self, names: &Names) -> Result<Schema, String> {
+        for (name, dtype) in &names.known {
+            if self.columns.iter().all(|column| column.name != *name) {
+                let (name, dtype) = (name.clone(), *dtype);
+                self.columns.push(SeenColumn { name, dtype, length: 1, same_length: true, examples: 0 });
+            }
+        }
         self.columns.sort_by(|a, b| a.name.cmp(&b.name));
         let mut columns = Vec::with_capacity(self.columns.len());
         for column in self.columns {
             let everywhere = column.same_length && column.examples == self.examples;
             let kind = match (column.dtype, column.length) {
-                (None, 1) if column.same_length => Kind::Bytes,
-                (None, count) => {
-                    let name = column.name;
-                    return Err(format!("feature `{name}` holds {count} values of bytes in a row; one is read"));
-                }
+                // Another number than one is an error for those who want it.
+                (None, _) => Kind::Bytes,
                 (Some(dtype), 1) if everywhere => Kind::scalar(dtype),
                 (Some(dtype), length) if everywhere && length > 0 => Kind::Number { dtype, shape: vec![length] },
                 (Some(dtype), _) => Kind::List { dtype },
@@ -350,7 +402,7 @@ fn push(
                 values += 1;
                 builder.push_bytes(example.slice_ref(value))
             })?;
-            if values == 1 { Ok(()) } else { Err(format!("holds {values} values; one is expected")) }
+            if values == 1 { Ok(()) } else { Err(format!("holds {values} values of bytes; one is read")) }
         }
         Kind::Number { dtype, shape } => {
             elements.clear();
