@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     rules: PathBuf,
 
-    /// Readings: CSV with the columns `key` and `read_unix_ms`, a line each, as the provider's access logs have them. What was
-    /// read before the first of them is not known, so no object counts as idle for longer.
+    /// Readings, from the provider's access logs: CSV with the columns `key` and `read_unix_ms`, a line each. What was read
+    /// before the first of them is not known, so no object counts as idle for longer.
     #[arg(long, value_name = "FILE")]
     access_log: Option<PathBuf>,
 

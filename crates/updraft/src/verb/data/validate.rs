@@ -41,7 +41,9 @@ pub struct Args {
     #[arg(long, value_name = "VERSION_OR_URL")]
     against: Option<String>,
 
-    /// A dataset that must have no row in common with this one, such as the training data of a test set. Repeat for more.
+    /// A dataset that must have no row in common with this one, such as the training data of a test set. Repeat for more. Rows
+    /// are the same by all columns, or by the `identity` of the rules; pictures and texts that are nearly the same are counted
+    /// too.
     #[arg(long, value_name = "URL")]
     apart_from: Vec<String>,
 
