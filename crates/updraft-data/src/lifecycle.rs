@@ -16,10 +16,12 @@ use updraft_base::{Digest, units};
 use updraft_store::ObjectFacts;
 
 mod live;
+mod moved;
 mod price;
 mod provider;
 
 pub use live::live_objects;
+pub use moved::{moved_tiers, note_moved};
 pub use price::{PriceError, Prices, TierPrice};
 pub use provider::{Configuration, Provider, configuration};
 
@@ -73,7 +75,8 @@ pub struct LifecycleRule {
     /// Days since the object was written, at least.
     #[serde(default)]
     pub age_days: u64,
-    /// Days since it was last read, at least, by the access log; since it was written, where the log has no reading.
+    /// Days since it was last read, at least, by the access log; since it was written or the log began, where that has no
+    /// reading of it.
     #[serde(default)]
     pub idle_days: u64,
     /// Only objects that no live version of the dataset names.
@@ -123,36 +126,68 @@ pub struct Access {
     pub reads_of_month: u64,
 }
 
+/// Readings of objects, from a time on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// When the log begins: nobody knows what was read before.
+    pub from_ms: u64,
+    /// By key.
+    pub accesses: BTreeMap<String, Access>,
+}
+
+impl AccessLog {
+    /// Readings of a month, of an object that was read so often in the 30 days before `now_ms` that the log may know of: more
+    /// where it is of fewer days.
+    fn reads_of_month(&self, reads: u64, now_ms: u64) -> u64 {
+        let known_days = (now_ms.saturating_sub(self.from_ms) / DAY_MS).clamp(1, MONTH_DAYS);
+        (reads * MONTH_DAYS).div_ceil(known_days)
+    }
+}
+
 /// What is known besides the listing.
 #[derive(Debug, Clone, Default)]
 pub struct Usage {
-    /// Readings by key; `None` where there is no log.
-    pub accesses: Option<BTreeMap<String, Access>>,
+    /// Readings; `None` where there is no log.
+    pub log: Option<AccessLog>,
     /// Keys that live versions name; `None` where the dataset has no manifest.
     pub referenced: Option<BTreeSet<String>>,
+    /// The tiers of objects that were moved from here before, by key.
+    pub tiers: BTreeMap<String, String>,
     /// Keys that other datasets name, those in folders below and those of an `index.json` without a manifest, each with the
     /// folder.
     pub below: BTreeMap<String, String>,
 }
 
-/// Reads an access log: CSV with the columns `key` and `read_unix_ms`, a line a reading.
+/// The first moment of 2000: earlier readings are seconds for milliseconds.
+const READ_MS_MIN: u64 = 946_684_800_000;
+
+/// Reads an access log: CSV with the columns `key` and `read_unix_ms`, a line a reading. It begins with its first reading.
 ///
 /// # Errors
-/// The line that is not of this form.
-pub fn read_access_log(text: &[u8], now_ms: u64) -> Result<BTreeMap<String, Access>, String> {
+/// The line that is not of this form, or at a time that cannot be.
+pub fn read_access_log(text: &[u8], now_ms: u64) -> Result<AccessLog, String> {
     #[derive(Deserialize)]
     struct Line {
         key: String,
         read_unix_ms: u64,
     }
-    let mut accesses: BTreeMap<String, Access> = BTreeMap::new();
-    for line in csv::Reader::from_reader(text).deserialize() {
+    let mut log = AccessLog { from_ms: now_ms, accesses: BTreeMap::new() };
+    for (at, line) in csv::Reader::from_reader(text).deserialize().enumerate() {
         let Line { key, read_unix_ms } = line.map_err(|e| e.to_string())?;
-        let access = accesses.entry(key).or_default();
+        // A day for clocks that are wrong.
+        if !(READ_MS_MIN..=now_ms + DAY_MS).contains(&read_unix_ms) {
+            return Err(format!(
+                "reading {} of `{key}`: `read_unix_ms` is {read_unix_ms}, not a time in milliseconds since 1970 from 2000 on \
+                 to now",
+                at + 1
+            ));
+        }
+        log.from_ms = log.from_ms.min(read_unix_ms);
+        let access = log.accesses.entry(key).or_default();
         access.last_ms = access.last_ms.max(read_unix_ms);
         access.reads_of_month += u64::from(read_unix_ms + MONTH_DAYS * DAY_MS >= now_ms);
     }
-    Ok(accesses)
+    Ok(log)
 }
 
 /// What is to be done, and what it saves.
@@ -164,7 +199,7 @@ pub struct Plan {
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// The tier that they are in.
+    /// The tier that they are in, those apart that were moved before.
     pub tier: String,
     /// What is to be done, by key.
     pub actions: Vec<Action>,
@@ -196,7 +231,8 @@ pub struct Action {
 /// Micro-dollars times bytes, so that sums are rounded once.
 const GIB: i128 = 1 << 30;
 
-/// Makes a plan. `now_ms` is the time; `tier` the one that all objects are in, as listings do not say it.
+/// Makes a plan. `now_ms` is the time; `tier` the one that all objects are in that were not moved before, as listings do not
+/// say it.
 ///
 /// # Errors
 /// A rule that asks for what is not known: the access log, the manifest, or a tier that the provider does not have.
@@ -210,7 +246,7 @@ pub fn plan(
     now_ms: u64,
 ) -> Result<Plan, String> {
     for rule in &rules.rules {
-        if rule.idle_days > 0 && usage.accesses.is_none() {
+        if rule.idle_days > 0 && usage.log.is_none() {
             return Err(format!("rule `{}` asks for idle days; give an access log", rule.name));
         }
         if rule.unreferenced && usage.referenced.is_none() {
@@ -221,15 +257,20 @@ pub fn plan(
             return Err(format!("rule `{}`: {} has no tier `{tier}`; it has {known}", rule.name, provider.name()));
         }
     }
-    let here = prices.find(tier);
+    let tier_of_others = tier;
     let mut actions = Vec::new();
     let mut left: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let (mut saved, mut once) = (0i128, 0i128);
     let mut is_priced = true;
-    for object in objects {
+    for object in objects.iter().filter(|object| object.key != moved::MOVED) {
+        let tier = usage.tiers.get(&object.key).map_or(tier_of_others, String::as_str);
+        let here = prices.find(tier);
         let age_days = now_ms.saturating_sub(object.modified_ms) / DAY_MS;
-        let access = usage.accesses.as_ref().and_then(|a| a.get(&object.key)).copied().unwrap_or_default();
-        let idle_days = now_ms.saturating_sub(access.last_ms.max(object.modified_ms)) / DAY_MS;
+        let access = usage.log.as_ref().and_then(|log| log.accesses.get(&object.key)).copied().unwrap_or_default();
+        // What nobody wrote down was not measured: an object may have been read until the log began.
+        let known_ms = usage.log.as_ref().map_or(0, |log| log.from_ms);
+        let idle_days = now_ms.saturating_sub(access.last_ms.max(object.modified_ms).max(known_ms)) / DAY_MS;
+        let reads_of_month = usage.log.as_ref().map_or(0, |log| log.reads_of_month(access.reads_of_month, now_ms));
         let folder = usage.below.get(&object.key);
         let is_referenced =
             folder.is_some() || usage.referenced.as_ref().is_some_and(|keys| keys.contains(&object.key));
@@ -277,7 +318,7 @@ pub fn plan(
             None => here.map(|here| billed(here) * i128::from(here.micro_usd_per_gib_month)),
             Some(target) => match (here, prices.find(target)) {
                 (Some(here), Some(there)) => {
-                    let reads = i128::from(access.reads_of_month);
+                    let reads = i128::from(reads_of_month);
                     let month = billed(here) * i128::from(here.micro_usd_per_gib_month)
                         - billed(there) * i128::from(there.micro_usd_per_gib_month)
                         - reads * bytes * i128::from(there.retrieval_micro_usd_per_gib);

@@ -1,11 +1,18 @@
 //! Personal data in text, by pattern and checksum: e-mail addresses, payment cards, bank accounts (IBAN), telephone numbers.
 //!
-//! Patterns alone find too much in data full of numbers; so cards must pass the Luhn check of ISO/IEC 7812-1 and begin and
-//! be as long as those of a known network, bank accounts must have their country's length (ISO 13616) and the remainder 1
-//! of ISO 7064 MOD 97-10, and telephone numbers must be written as such: with `+` and 8 to 15 digits (ITU-T E.164), or as
-//! North American ones with separators. What is found is shown masked.
+//! Patterns alone find too much in data full of numbers; so cards must pass the Luhn check of ISO/IEC 7812-1 and begin, be as
+//! long and be grouped as those of a known network, bank accounts must have their country's length (ISO 13616) and the
+//! remainder 1 of ISO 7064 MOD 97-10, and telephone numbers must be written as such: with a country's code and as long as
+//! those of the country (ITU-T E.164), as North American ones with separators, or behind a word like "phone". What is found
+//! is shown masked.
 
 use serde::{Deserialize, Serialize};
+
+mod iban;
+mod phone;
+
+use iban::iban;
+use phone::phone;
 
 /// What kind of personal data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,16 +53,16 @@ pub struct Personal {
 
 /// All that is found in a text, in the order of their places; none overlap.
 pub fn find(text: &[u8]) -> Vec<Personal> {
-    let mut found = Vec::new();
+    let mut found: Vec<Personal> = Vec::new();
+    let of_found = |found: &[Personal]| found.last().map_or(0, |personal| personal.end);
     let mut at = 0;
     while at < text.len() {
         let starts_token = at == 0 || !text[at - 1].is_ascii_alphanumeric();
         let hit = match text[at] {
-            b'@' => {
-                let from = found.last().map_or(0, |p: &Personal| p.end);
-                email(text, at, from)
-            }
-            b'A'..=b'Z' if starts_token => iban(text, at),
+            b'@' => email(text, at, at + 1, of_found(&found)),
+            // As URLs have it.
+            b'%' if text[at..].starts_with(b"%40") => email(text, at, at + 3, of_found(&found)),
+            b'A'..=b'Z' | b'a'..=b'z' if starts_token => iban(text, at),
             b'0'..=b'9' if starts_token => card(text, at).or_else(|| phone(text, at)),
             b'+' | b'(' if starts_token => phone(text, at),
             _ => None,
@@ -98,47 +105,48 @@ pub fn redacted(text: &[u8]) -> String {
     shown
 }
 
-/// Around an `@`: up to 64 characters before it and a domain of at least two labels behind, 254 in all (RFC 5321).
-fn email(text: &[u8], at: usize, from: usize) -> Option<Personal> {
+/// Endings of files, which follow an `@` in names such as `icon@2x.png`, and are no top-level domains.
+const FILE_ENDINGS: &[&[u8]] = &[
+    b"bmp", b"css", b"csv", b"gif", b"html", b"ico", b"jpeg", b"jpg", b"js", b"json", b"pdf", b"png", b"svg", b"tif",
+    b"tiff", b"txt", b"webp", b"xml",
+];
+
+/// Around an `@`, from `from` on: up to 64 characters before it and a domain of at least two labels behind, 254 bytes in all
+/// (RFC 5321); the domain in the letters of any language (RFC 6531).
+fn email(text: &[u8], at: usize, behind: usize, from: usize) -> Option<Personal> {
     let is_local = |b: u8| b.is_ascii_alphanumeric() || b"._%+-'".contains(&b);
-    let is_domain = |b: u8| b.is_ascii_alphanumeric() || b".-".contains(&b);
     let mut start = text[from..at].iter().rposition(|b| !is_local(*b)).map_or(from, |p| from + p + 1);
     while start < at && b".'-".contains(&text[start]) {
         start += 1;
     }
-    let mut end = at + 1 + text[at + 1..].iter().position(|b| !is_domain(*b)).unwrap_or(text.len() - at - 1);
-    while end > at + 1 && b".-".contains(&text[end - 1]) {
-        end -= 1;
+    if !(1..=64).contains(&(at - start)) || text[at - 1] == b'.' {
+        return None;
     }
-    let domain = &text[at + 1..end];
-    let labels: Vec<&[u8]> = domain.split(|b| *b == b'.').collect();
-    let top = labels.last()?;
-    let fits = (1..=64).contains(&(at - start))
-        && text[at - 1] != b'.'
-        && end - start <= 254
-        && labels.len() >= 2
-        && labels.iter().all(|label| (1..=63).contains(&label.len()))
-        && top.len() >= 2
-        && top.iter().all(u8::is_ascii_alphabetic);
-    fits.then_some(Personal { kind: PersonalKind::Email, start, end })
+    // Letters of another script may also be the next word.
+    let domain = domain(&text[behind..], false).or_else(|| domain(&text[behind..], true))?;
+    let end = behind + domain;
+    (end - start <= 254).then_some(Personal { kind: PersonalKind::Email, start, end })
 }
 
-/// Digits from `start`, single separators among `between` skipped; the end of each prefix that ends on a digit.
-fn digits(text: &[u8], start: usize, between: &[u8], max: usize) -> (Vec<u8>, usize) {
-    let (mut digits, mut end, mut at) = (Vec::new(), start, start);
-    while let Some(byte) = text.get(at) {
-        if byte.is_ascii_digit() {
-            digits.push(byte - b'0');
-            end = at + 1;
-            if digits.len() > max {
-                break;
-            }
-        } else if !between.contains(byte) || at == end + 1 {
-            break;
-        }
-        at += 1;
+/// The length of the domain that a text begins with.
+fn domain(text: &[u8], with_all_letters: bool) -> Option<usize> {
+    let is_domain = |b: &u8| b.is_ascii_alphanumeric() || b".-".contains(b) || with_all_letters && *b >= 0x80;
+    let mut end = text.iter().take(255).position(|b| !is_domain(b)).unwrap_or(text.len().min(255));
+    while end > 0 && b".-".contains(&text[end - 1]) {
+        end -= 1;
     }
-    (digits, end)
+    let labels: Vec<&[u8]> = text[..end].split(|b| *b == b'.').collect();
+    let top = labels.last()?;
+    let is_top = match with_all_letters {
+        false => top.iter().all(u8::is_ascii_alphabetic) || top.starts_with(b"xn--"),
+        true => std::str::from_utf8(top).is_ok_and(|top| top.chars().all(char::is_alphabetic)),
+    };
+    let fits = labels.len() >= 2
+        && labels.iter().all(|label| (1..=63).contains(&label.len()))
+        && top.len() >= 2
+        && is_top
+        && !FILE_ENDINGS.iter().any(|ending| top.eq_ignore_ascii_case(ending));
+    fits.then_some(end)
 }
 
 /// Whether a number ends here, rather than going on as a word or a longer number.
@@ -148,18 +156,49 @@ fn ends(text: &[u8], end: usize) -> bool {
     !(next.is_ascii_alphanumeric() || next == b'_' || (next == b'.' && after.is_ascii_digit()))
 }
 
+/// How the digits of a card are grouped, by how many there are.
+const CARD_GROUPS: &[&[usize]] = &[&[4, 4, 4, 4], &[4, 4, 4, 4, 3], &[4, 6, 5], &[4, 6, 4]];
+
 fn card(text: &[u8], start: usize) -> Option<Personal> {
     // A number behind a point or a minus is a fraction or the rest of something longer.
-    if start > 0 && b".-+_,".contains(&text[start - 1]) {
+    if start > 0 && b".-+_".contains(&text[start - 1]) {
         return None;
     }
-    let (mut numbers, mut end) = digits(text, start, &[], 19);
-    // Written in groups, with one kind of separator.
-    if let Some(separator) = text.get(end).filter(|b| numbers.len() < 13 && b" -".contains(b)) {
-        (numbers, end) = digits(text, start, std::slice::from_ref(separator), 19);
+    let digits_at = |at: usize| text[at..].iter().take(20).take_while(|b| b.is_ascii_digit()).count();
+    let together = start..start + digits_at(start);
+    let grouped = || CARD_GROUPS.iter().filter_map(|groups| grouped(text, start, groups));
+    let end = std::iter::once(together.end).chain(grouped()).find(|end| {
+        let digits: Vec<u8> = text[start..*end].iter().filter(|b| b.is_ascii_digit()).map(|b| b - b'0').collect();
+        is_card(&digits) && luhn(&digits) && ends(text, *end) && digits.iter().any(|d| *d != digits[0])
+    })?;
+    Some(Personal { kind: PersonalKind::Card, start, end })
+}
+
+/// Where digits end that are written in such groups, with one kind of separator, and stand alone: in a longer row of groups of
+/// four any sixteen digits may pass for a card.
+fn grouped(text: &[u8], start: usize, groups: &[usize]) -> Option<usize> {
+    let is_digit = |at: usize| text.get(at).is_some_and(u8::is_ascii_digit);
+    let separator: &[u8] = match text.get(start + 4)? {
+        b' ' => b" ",
+        b'-' => b"-",
+        // A space that does not break the line, in UTF-8.
+        0xC2 => "\u{a0}".as_bytes(),
+        _ => return None,
+    };
+    let mut at = start;
+    for (i, group) in groups.iter().enumerate() {
+        if i > 0 {
+            at += text.get(at..)?.starts_with(separator).then_some(separator.len())?;
+        }
+        if !(at..at + group).all(is_digit) || is_digit(at + group) {
+            return None;
+        }
+        at += group;
     }
-    let fits = is_card(&numbers) && luhn(&numbers) && ends(text, end) && numbers.iter().any(|d| *d != numbers[0]);
-    fits.then_some(Personal { kind: PersonalKind::Card, start, end })
+    let more_behind = text[at..].starts_with(separator) && (0..4).all(|i| is_digit(at + separator.len() + i));
+    let before = start.checked_sub(separator.len() + 4);
+    let more_before = before.is_some_and(|b| text[b + 4..].starts_with(separator) && (b..b + 4).all(is_digit));
+    (!more_behind && !more_before).then_some(at)
 }
 
 /// Whether the first digits and the length are those of a network (issuer ranges as published by the networks).
@@ -183,9 +222,16 @@ fn is_card(digits: &[u8]) -> bool {
         15 => matches!(first(2), 34 | 37),
         // Diners Club.
         14 => (300..=305).contains(&first(3)) || matches!(first(2), 36 | 38),
-        13 => digits[0] == 4,
+        // Visa once; what is numbered as articles of trade are (ISO/IEC 15420) is one of these.
+        13 => digits[0] == 4 && !is_article(digits),
         _ => digits[0] == 4 || first(2) == 62 || first(4) == 6011 || (3528..=3589).contains(&first(4)),
     }
+}
+
+/// The check digit of thirteen: every second one from the right weighs three times.
+fn is_article(digits: &[u8]) -> bool {
+    let weighed = digits.iter().rev().enumerate().map(|(i, d)| u32::from(*d) * (1 + 2 * (i as u32 % 2)));
+    weighed.sum::<u32>().is_multiple_of(10)
 }
 
 /// ISO/IEC 7812-1, annex B: every second digit from the right doubled, the digits of all summed, divisible by 10.
@@ -200,167 +246,6 @@ fn luhn(digits: &[u8]) -> bool {
         })
         .sum();
     sum.is_multiple_of(10)
-}
-
-/// Lengths of account numbers by country: the IBAN registry of ISO 13616 (SWIFT, release 99, 2024).
-const IBAN_LENGTHS: &[(&[u8; 2], usize)] = &[
-    (b"AD", 24),
-    (b"AE", 23),
-    (b"AL", 28),
-    (b"AT", 20),
-    (b"AZ", 28),
-    (b"BA", 20),
-    (b"BE", 16),
-    (b"BG", 22),
-    (b"BH", 22),
-    (b"BI", 27),
-    (b"BR", 29),
-    (b"BY", 28),
-    (b"CH", 21),
-    (b"CR", 22),
-    (b"CY", 28),
-    (b"CZ", 24),
-    (b"DE", 22),
-    (b"DJ", 27),
-    (b"DK", 18),
-    (b"DO", 28),
-    (b"EE", 20),
-    (b"EG", 29),
-    (b"ES", 24),
-    (b"FI", 18),
-    (b"FK", 18),
-    (b"FO", 18),
-    (b"FR", 27),
-    (b"GB", 22),
-    (b"GE", 22),
-    (b"GI", 23),
-    (b"GL", 18),
-    (b"GR", 27),
-    (b"GT", 28),
-    (b"HR", 21),
-    (b"HU", 28),
-    (b"IE", 22),
-    (b"IL", 23),
-    (b"IQ", 23),
-    (b"IS", 26),
-    (b"IT", 27),
-    (b"JO", 30),
-    (b"KW", 30),
-    (b"KZ", 20),
-    (b"LB", 28),
-    (b"LC", 32),
-    (b"LI", 21),
-    (b"LT", 20),
-    (b"LU", 20),
-    (b"LV", 21),
-    (b"LY", 25),
-    (b"MC", 27),
-    (b"MD", 24),
-    (b"ME", 22),
-    (b"MK", 19),
-    (b"MN", 20),
-    (b"MR", 27),
-    (b"MT", 31),
-    (b"MU", 30),
-    (b"NI", 28),
-    (b"NL", 18),
-    (b"NO", 15),
-    (b"OM", 23),
-    (b"PK", 24),
-    (b"PL", 28),
-    (b"PS", 29),
-    (b"PT", 25),
-    (b"QA", 29),
-    (b"RO", 24),
-    (b"RS", 22),
-    (b"RU", 33),
-    (b"SA", 24),
-    (b"SC", 31),
-    (b"SD", 18),
-    (b"SE", 24),
-    (b"SI", 19),
-    (b"SK", 24),
-    (b"SM", 27),
-    (b"SO", 23),
-    (b"ST", 25),
-    (b"SV", 28),
-    (b"TL", 23),
-    (b"TN", 24),
-    (b"TR", 26),
-    (b"UA", 29),
-    (b"VA", 22),
-    (b"VG", 24),
-    (b"XK", 20),
-    (b"YE", 30),
-];
-
-fn iban(text: &[u8], start: usize) -> Option<Personal> {
-    let country = text.get(start..start + 2)?;
-    let (_, length) = IBAN_LENGTHS.iter().find(|(code, _)| code.as_slice() == country)?;
-    // Written together, or in groups of four.
-    let is_grouped = text.get(start + 4) == Some(&b' ');
-    let (mut characters, mut at) = (Vec::with_capacity(*length), start);
-    while characters.len() < *length {
-        let byte = *text.get(at)?;
-        if is_grouped && byte == b' ' && characters.len() % 4 == 0 && !characters.is_empty() && text[at - 1] != b' ' {
-            at += 1;
-            continue;
-        }
-        if !(byte.is_ascii_digit() || byte.is_ascii_uppercase()) {
-            return None;
-        }
-        characters.push(byte);
-        at += 1;
-    }
-    // The country and the check digits go to the end, letters count from 10; the remainder by 97 must be 1.
-    let remainder = characters[4..].iter().chain(&characters[..4]).fold(0u32, |rest, byte| match byte {
-        b'0'..=b'9' => (10 * rest + u32::from(byte - b'0')) % 97,
-        _ => (100 * rest + u32::from(byte - b'A') + 10) % 97,
-    });
-    let fits = remainder == 1 && characters[2..4].iter().all(u8::is_ascii_digit) && ends(text, at);
-    fits.then_some(Personal { kind: PersonalKind::Iban, start, end: at })
-}
-
-fn phone(text: &[u8], start: usize) -> Option<Personal> {
-    if start > 0 && b".-+_,/".contains(&text[start - 1]) {
-        return None;
-    }
-    let place = |end: usize| Personal { kind: PersonalKind::Phone, start, end };
-    if text[start] == b'+' {
-        let mut plain = Vec::with_capacity(24);
-        let mut places = Vec::with_capacity(24);
-        // Brackets around an area code, or the zero that is dialled only at home.
-        for (at, byte) in text.iter().enumerate().skip(start + 1).take(28) {
-            if !b"()".contains(byte) {
-                plain.push(*byte);
-                places.push(at);
-            }
-        }
-        let (digits, end) = digits(&plain, 0, b" -./", 15);
-        let last = places.get(end.checked_sub(1)?)? + 1;
-        let fits = (8..=15).contains(&digits.len()) && digits[0] != 0 && ends(text, last);
-        return fits.then(|| place(last));
-    }
-    // North American: three, three and four digits, area and exchange from 2 on, separated.
-    let is_bracketed = text[start] == b'(';
-    let at = start + usize::from(is_bracketed);
-    let run = |at: usize, count: usize| {
-        text.get(at..at + count).is_some_and(|run| run.iter().all(u8::is_ascii_digit)).then_some(at + count)
-    };
-    let separated = |at: usize| text.get(at).is_some_and(|b| b"-. ".contains(b)).then_some(at + 1);
-    let area = run(at, 3)?;
-    let exchange = if is_bracketed {
-        (text.get(area) == Some(&b')')).then_some(())?;
-        separated(area + 1).unwrap_or(area + 1)
-    } else {
-        separated(area)?
-    };
-    let line = separated(run(exchange, 3)?)?;
-    let end = run(line, 4)?;
-    let fits = text[at] >= b'2' && text[exchange] >= b'2' && ends(text, end);
-    // Spaces alone also separate columns of numbers.
-    let is_written_so = is_bracketed || text[line - 1] != b' ';
-    (fits && is_written_so).then(|| place(end))
 }
 
 #[cfg(test)]
@@ -389,6 +274,20 @@ mod tests {
             ("call +44 20 7946 0958 now", vec![(Phone, "+44 20 7946 0958")]),
             ("+49 (0)30 901820", vec![(Phone, "+49 (0)30 901820")]),
             ("(212) 555-0187 or 212-555-0187", vec![(Phone, "(212) 555-0187"), (Phone, "212-555-0187")]),
+            ("1-212-555-0187, 1 (212) 555-0187", vec![(Phone, "1-212-555-0187"), (Phone, "1 (212) 555-0187")]),
+            ("7,4111111111111111,+49301234567", vec![(Card, "4111111111111111"), (Phone, "+49301234567")]),
+            ("4111\u{a0}1111\u{a0}1111\u{a0}1111", vec![(Card, "4111\u{a0}1111\u{a0}1111\u{a0}1111")]),
+            ("3782 822463 10005 12/27", vec![(Card, "3782 822463 10005")]),
+            ("de89370400440532013000", vec![(Iban, "de89370400440532013000")]),
+            ("DE89-3704-0044-0532-0130-00", vec![(Iban, "DE89-3704-0044-0532-0130-00")]),
+            ("0044 20 7946 0958", vec![(Phone, "0044 20 7946 0958")]),
+            ("Tel. Nr.: 030/901820-7, Fax 020 7946 0958", vec![(Phone, "030/901820-7"), (Phone, "020 7946 0958")]),
+            ("Tél. 01 80 78 48 83", vec![(Phone, "01 80 78 48 83")]),
+            (
+                "bob@müller-gmbh.de?to=j.smith%40example.com",
+                vec![(Email, "bob@müller-gmbh.de"), (Email, "j.smith%40example.com")],
+            ),
+            ("ada@example.com。", vec![(Email, "ada@example.com")]),
         ] {
             assert_eq!(kinds(text), expected, "{text}");
         }
@@ -408,6 +307,16 @@ mod tests {
             "10 200 300 4000 1-2-3",
             "++12 +1 555",
             "v1.2.3-4567 sha256:4242424242424243",
+            // Groups as no card has them, and sixteen digits of a longer row.
+            "4111-1111111-11111 727 811 996 505 281",
+            "5310 6835 4301 7717 6921 2667",
+            "1111 4111 1111 1111 1111",
+            // An article's number that passes Luhn's check, too.
+            "4006381330060",
+            "+5.2411821 +48.857700, +12.492700 +82.9255-070.4839/ delta +347551855",
+            "+1 123 456 7890 0012345678901 +282 123456789",
+            "icon@2x.png at@3x.webp",
+            "phone 2024-01-01 part no. 123-4567-890 id 020 7946 0958",
             "",
         ] {
             assert_eq!(kinds(text), [], "{text}");

@@ -30,8 +30,8 @@ pub use drift::ColumnDrift;
 pub use quarantine::{earlier_quarantine, quarantine};
 pub use rules::{ColumnRules, Limits, Pattern, Rules};
 
-use check::{Breach, Checker, Part};
-use near::{NearPictures, NearTexts};
+use check::{Breach, Checker, Part, Seen};
+use near::Near;
 use repeats::Repeats;
 
 /// Bad rows that are kept with their reasons. More are counted; nobody reads a million of them.
@@ -44,7 +44,7 @@ const PLACES_MAX: usize = 20;
 pub struct ValidateOptions<'a> {
     /// Threads that read and check.
     pub threads: usize,
-    /// Memory for hashes of rows: half for equal rows, half for nearly equal ones.
+    /// Memory for hashes of rows: half for equal rows, half for nearly equal ones, each shared with the datasets to be apart from.
     pub memory_bytes: u64,
     /// Whether nearly equal rows are looked for, which takes most of the time for pictures.
     pub near: bool,
@@ -230,6 +230,11 @@ pub fn validate(
     Ok(gathered.finish(rules, options.before))
 }
 
+/// Up to which row nearly equal ones were looked for, where that is not the last.
+fn looked_for(until: Option<u64>) -> String {
+    until.map(|rows| format!(", looked for among the first {rows} rows")).unwrap_or_default()
+}
+
 /// A limit on what is not measured would always be kept.
 fn check_measured(rules: &Rules, options: &ValidateOptions) -> Result<(), String> {
     let limits = &rules.limits;
@@ -242,12 +247,21 @@ fn check_measured(rules: &Rules, options: &ValidateOptions) -> Result<(), String
         ("psi", limits.psi.is_some() && options.before.is_none(), "needs a version to compare with (`--against`)"),
         ("ks", limits.ks.is_some() && options.before.is_none(), "needs a version to compare with (`--against`)"),
         ("near_duplicates", limits.near_duplicates.is_some() && !options.near, "is not measured with `--no-near`"),
+        (
+            "near_leaks",
+            limits.near_leaks.is_some() && (!options.near || options.apart.is_empty()),
+            "needs a dataset to be apart from (`--apart-from`), and is not measured with `--no-near`",
+        ),
     ];
     match unmeasured.iter().find(|(_, is_unmeasured, _)| *is_unmeasured) {
         Some((name, _, reason)) => Err(format!("the limit `{name}` {reason}")),
         None => Ok(()),
     }
 }
+
+/// How the reason begins for which a row is a duplicate, and that of a leak.
+const EQUALS: &str = "equals ";
+const LEAKED: &str = "is also in a dataset";
 
 /// All blocks taken so far.
 struct Gathered<'a> {
@@ -262,12 +276,11 @@ struct Gathered<'a> {
     unique: BTreeMap<usize, Repeats>,
     /// Rows that were found to repeat a cell of such a column.
     unique_found: BTreeMap<usize, u64>,
-    near_pictures: BTreeMap<usize, NearPictures>,
-    near_texts: BTreeMap<usize, NearTexts>,
-    near_room_bytes: u64,
-    /// Rows up to which nearly equal ones were looked for, once the room is used up.
-    near_until: Option<u64>,
+    near: Near,
+    /// The same of each dataset to be apart from.
+    near_apart: Vec<Near>,
     near_rows: u64,
+    near_leaks: u64,
     leaks: u64,
     bad_rows: u64,
     personal_rows: u64,
@@ -278,10 +291,6 @@ struct Gathered<'a> {
     memory_bytes: u64,
 }
 
-/// What a near row costs: its hash and its places in four tables, or 512 bytes of signature and 16 bands.
-const NEAR_PICTURE_BYTES: u64 = 128;
-const NEAR_TEXT_BYTES: u64 = 1536;
-
 impl<'a> Gathered<'a> {
     fn new(shards: &'a [Arc<dyn ShardReader>], checker: &'a Checker, options: &ValidateOptions) -> Gathered<'a> {
         let starts = shards.iter().scan(0, |sum, shard| Some(std::mem::replace(sum, *sum + shard.rows()))).collect();
@@ -290,6 +299,7 @@ impl<'a> Gathered<'a> {
         // One table for this dataset, one for each it must be apart from, one for each unique column.
         let tables = 1 + options.apart.len() as u64 + unique.len() as u64;
         let room_bytes = options.memory_bytes / 2 / tables;
+        let near_bytes = options.memory_bytes / 2 / (1 + options.apart.len() as u64);
         Gathered {
             shards,
             checker,
@@ -300,11 +310,10 @@ impl<'a> Gathered<'a> {
             apart: Vec::new(),
             unique: unique.into_iter().map(|at| (at, Repeats::new(room_bytes))).collect(),
             unique_found: BTreeMap::new(),
-            near_pictures: BTreeMap::new(),
-            near_texts: BTreeMap::new(),
-            near_room_bytes: options.memory_bytes / 2,
-            near_until: None,
+            near: Near::new(near_bytes),
+            near_apart: options.apart.iter().map(|_| Near::new(near_bytes)).collect(),
             near_rows: 0,
+            near_leaks: 0,
             leaks: 0,
             bad_rows: 0,
             personal_rows: 0,
@@ -319,6 +328,7 @@ impl<'a> Gathered<'a> {
     /// Remembers the rows of a dataset that this one must be apart from.
     fn hash_apart(&mut self, shards: &[Arc<dyn ShardReader>], threads: usize) -> Result<(), DataError> {
         let mut rows = Repeats::new(self.memory_bytes);
+        let near = &mut self.near_apart[self.apart.len()];
         let blocks = blocks(shards);
         let mut number = 0;
         in_order(
@@ -326,9 +336,12 @@ impl<'a> Gathered<'a> {
             threads,
             |at| {
                 let Block { shard, first, rows } = blocks[at];
-                self.checker.hashes(shards[shard].as_ref(), first..first + rows)
+                self.checker.others(shards[shard].as_ref(), first..first + rows)
             },
-            |_, hashes: Vec<u128>| {
+            |at, (hashes, seen): (Vec<u128>, Vec<Seen>)| {
+                for Seen { row, column, look } in seen {
+                    near.push(column, look, number + row - blocks[at].first);
+                }
                 for hash in hashes {
                     rows.push(hash, number);
                     number += 1;
@@ -357,14 +370,14 @@ impl<'a> Gathered<'a> {
         }
         for (row, hash) in &part.hashes {
             if let Some(first) = self.equal.push(*hash, start + row) {
-                let reason = format!("equals {}", self.place(first));
+                let reason = format!("{EQUALS}{}", self.place(first));
                 self.find(shard, Breach { row: *row, column: None, rule: "duplicate", reason });
             }
             // The samples of two datasets are nested, so a row of both is found in the larger one first.
             let found_in = self.apart.iter().filter(|rows| rows.find(*hash).is_some());
             if let Some(one_in) = found_in.map(Repeats::one_in).min() {
                 self.leaks += one_in;
-                let reason = "is also in a dataset that this one must be apart from".into();
+                let reason = format!("{LEAKED} that this one must be apart from");
                 self.find(shard, Breach { row: *row, column: None, rule: "leak", reason });
             }
         }
@@ -380,7 +393,7 @@ impl<'a> Gathered<'a> {
         bad.sort_unstable();
         bad.dedup();
         self.bad_rows += bad.len() as u64;
-        self.take_near(shard, part.pictures, part.texts);
+        self.take_near(shard, part.seen);
 
         let mut personal_rows: Vec<u64> = Vec::new();
         for found in part.personal {
@@ -400,41 +413,35 @@ impl<'a> Gathered<'a> {
         self.personal_rows += personal_rows.len() as u64;
     }
 
-    fn take_near(
-        &mut self,
-        shard: usize,
-        pictures: Vec<(usize, u64, u64)>,
-        texts: Vec<(usize, u64, Box<[u32; near::PLACES]>)>,
-    ) {
+    fn take_near(&mut self, shard: usize, seen: Vec<Seen>) {
         let start = self.starts[shard];
-        let mut found: Vec<(u64, usize, u64)> = Vec::new();
-        let needed = pictures.len() as u64 * NEAR_PICTURE_BYTES + texts.len() as u64 * NEAR_TEXT_BYTES;
-        match self.near_room_bytes.checked_sub(needed) {
-            Some(room) if self.near_until.is_none() => self.near_room_bytes = room,
-            _ => {
-                let before = start + pictures.first().map_or(0, |p| p.1);
-                self.near_until.get_or_insert(before);
-                return;
+        let (mut near_row, mut leaked_row) = (None, None);
+        for Seen { row, column, look } in seen {
+            // Whether there are looks of later rows depends on which thread was faster.
+            if self.near.until().is_some() {
+                break;
             }
-        }
-        for (column, row, hash) in pictures {
-            let near = self.near_pictures.entry(column).or_default().push(hash, start + row);
-            found.extend(near.map(|first| (row, column, first)));
-        }
-        for (column, row, signature) in texts {
-            let near = self.near_texts.entry(column).or_default().push(signature, start + row);
-            found.extend(near.map(|first| (row, column, first)));
-        }
-        found.sort_unstable();
-        found.dedup_by_key(|(row, ..)| *row);
-        for (row, column, first) in found {
             // What is equal was found as such.
-            let is_equal = |reasons: &Vec<String>| reasons.iter().any(|reason| reason.starts_with("equals "));
-            if !self.quarantine.get(&(shard, row)).is_some_and(is_equal) {
+            let reasons = self.quarantine.get(&(shard, row));
+            let is_found = |how: &str| reasons.is_some_and(|reasons| reasons.iter().any(|r| r.starts_with(how)));
+            let (is_equal, is_leak) = (is_found(EQUALS), is_found(LEAKED));
+            let is_near_other = self.near_apart.iter().any(|other| other.find(column, &look).is_some());
+            if is_near_other && !is_leak && leaked_row != Some(row) {
+                leaked_row = Some(row);
+                self.near_leaks += 1;
+                let reason = "nearly equals a row of a dataset that this one must be apart from".into();
+                self.note(shard, &Breach { row, column: Some(column), rule: "near leak", reason });
+            }
+            let near = self.near.push(column, look, start + row);
+            if let Some(first) = near.filter(|first| !is_equal && near_row != Some(row) && *first != start + row) {
+                near_row = Some(row);
                 self.near_rows += 1;
                 let reason = format!("nearly equals {}", self.place(first));
                 self.note(shard, &Breach { row, column: Some(column), rule: "near duplicate", reason });
             }
+        }
+        if self.near.until().is_some() {
+            self.checker.end_near();
         }
     }
 
@@ -490,14 +497,22 @@ impl<'a> Gathered<'a> {
         let note = format!("{equal} rows equal an earlier one{}", sampled(&self.equal));
         check("duplicates", None, equal as f64 / rows, limits.duplicates, note);
         if self.has_near {
-            let until = self.near_until.map(|n| format!(", looked for among the first {n} rows")).unwrap_or_default();
+            let until = looked_for(self.near.until());
             let note = format!("{} rows nearly equal an earlier one{until}", self.near_rows);
             check("near duplicates", None, self.near_rows as f64 / rows, limits.near_duplicates, note);
         }
         if !self.apart.is_empty() {
             let sampled: String = self.apart.iter().map(sampled).collect();
-            let note = format!("{} rows are in both{sampled}", self.leaks);
+            let by = self.checker.identity_names().map_or("all columns".to_owned(), |names| names.join(", "));
+            let note = format!("{} rows are in both, by {by}{sampled}", self.leaks);
             check("leaks", None, self.leaks as f64 / rows, limits.leaks.or(Some(0.0)), note);
+            if self.has_near {
+                let until = looked_for(self.near.until());
+                let among = self.near_apart.iter().filter_map(Near::until).min();
+                let among = among.map(|n| format!(", among the first {n} rows of the other")).unwrap_or_default();
+                let note = format!("{} rows nearly equal one of the other{until}{among}", self.near_leaks);
+                check("near leaks", None, self.near_leaks as f64 / rows, limits.near_leaks, note);
+            }
         }
         if self.checker.has_text() || limits.personal.is_some() {
             let note = format!("{} rows hold some", self.personal_rows);

@@ -51,7 +51,8 @@ fn what_is_read_often_or_deleted_soon_stays_where_it_is() {
     let objects = [object("hot", 1, 90), object("warm", 1, 90)];
     let read = |reads_of_month| Access { last_ms: NOW_MS - 40 * DAY_MS, reads_of_month };
     let accesses = BTreeMap::from([("hot".to_owned(), read(2)), ("warm".to_owned(), read(0))]);
-    let usage = Usage { accesses: Some(accesses), ..Usage::default() };
+    let log = AccessLog { from_ms: NOW_MS - 90 * DAY_MS, accesses };
+    let usage = Usage { log: Some(log), ..Usage::default() };
     let cold = "[[rule]]\nname = \"cold\"\nidle_days = 30\ntier = \"NEARLINE\"\n";
     let plan = made(&objects, &usage, cold).unwrap();
     // Two readings a month at $0.010 cost more than the $0.010 that storing saves.
@@ -308,4 +309,61 @@ fn an_index_without_a_manifest_keeps_its_shards_and_is_no_manifest() {
     );
     let unnamed = "[[rule]]\nname = \"unnamed\"\nunreferenced = true\nage_days = 7\ndelete = true\n";
     assert!(made(&old, &usage, unnamed).unwrap_err().contains("no manifest"));
+}
+
+#[test]
+fn nothing_is_idle_for_longer_than_the_log_goes_back_and_short_logs_count_for_a_month() {
+    let objects = [object("read", 1, 400), object("unread", 1, 400)];
+    let log = |days: u64| {
+        let at = NOW_MS - days * DAY_MS;
+        read_access_log(format!("key,read_unix_ms\nread,{at}\n").as_bytes(), NOW_MS).unwrap()
+    };
+    let planned = |log: &AccessLog, rules: &str| {
+        let usage = Usage { log: Some(log.clone()), ..Usage::default() };
+        made(&objects, &usage, rules).unwrap().actions.into_iter().map(|a| a.key).collect::<Vec<_>>()
+    };
+    let idle = "[[rule]]\nname = \"idle\"\nidle_days = 30\ndelete = true\n";
+    assert_eq!(planned(&log(29), idle), [""; 0], "nobody knows what was read 30 days ago");
+    assert_eq!(planned(&log(31), idle), ["read", "unread"]);
+    let empty = read_access_log(b"key,read_unix_ms\n", NOW_MS).unwrap();
+    assert_eq!(planned(&empty, idle), [""; 0]);
+    // Once in three days is ten times a month, at $0.010 each; once in thirty days is as much as storing saves.
+    let cold = "[[rule]]\nname = \"cold\"\nage_days = 30\ntier = \"NEARLINE\"\n";
+    assert_eq!(log(3).reads_of_month(1, NOW_MS), 10);
+    assert_eq!(planned(&log(3), cold), ["unread"]);
+}
+
+#[test]
+fn times_of_readings_that_cannot_be_are_errors() {
+    for (time, is_time) in [(NOW_MS, true), (NOW_MS / 1000, false), (NOW_MS + 2 * DAY_MS, false), (0, false)] {
+        let read = read_access_log(format!("key,read_unix_ms\na,{NOW_MS}\nb,{time}\n").as_bytes(), NOW_MS);
+        assert_eq!(read.is_ok(), is_time, "{read:?}");
+        assert!(is_time || read.unwrap_err().starts_with("reading 2 of `b`"));
+    }
+}
+
+#[test]
+fn what_was_moved_is_in_its_new_tier_until_it_is_written_again() {
+    let objects = Objects::open("memory:", &Default::default(), &AccessOptions::default()).unwrap();
+    objects.put("shards/a", Bytes::from_static(b"a")).unwrap();
+    objects.put("shards/b", Bytes::from_static(b"b")).unwrap();
+    for key in ["shards/a", "shards/b"] {
+        note_moved(&objects, &[(objects.head(key).unwrap(), "COLDLINE".into())]).unwrap();
+    }
+    let listed = objects.list("").unwrap();
+    let tiers = moved_tiers(&objects, &listed).unwrap();
+    assert_eq!(tiers.keys().collect::<Vec<_>>(), ["shards/a", "shards/b"]);
+    objects.put("shards/b", Bytes::from_static(b"other")).unwrap();
+    let tiers = moved_tiers(&objects, &objects.list("").unwrap()).unwrap();
+    assert_eq!(tiers.into_iter().collect::<Vec<_>>(), [("shards/a".to_owned(), "COLDLINE".to_owned())]);
+
+    let usage = Usage { tiers: BTreeMap::from([("shards/a".into(), "COLDLINE".into())]), ..Usage::default() };
+    let two = [object("shards/a", 1, 40), object("shards/b", 1, 40)];
+    let rule = |what: &str| format!("[[rule]]\nname = \"r\"\nage_days = 30\n{what}\n");
+    let plan = made(&two, &usage, &rule("tier = \"COLDLINE\"")).unwrap();
+    assert_eq!(plan.actions.iter().map(|a| a.key.as_str()).collect::<Vec<_>>(), ["shards/b"]);
+    assert_eq!(plan.left, [("already in COLDLINE".to_owned(), 1, 1 << 30)]);
+    // 50 of 90 days in COLDLINE at $0.004 a month are still to be paid for.
+    let plan = made(&two, &usage, &rule("delete = true")).unwrap();
+    assert_eq!((plan.saved_micro_usd_month, plan.once_micro_usd), (Some(24_000), 6_666));
 }

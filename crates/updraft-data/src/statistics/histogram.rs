@@ -3,9 +3,10 @@
 //! # Design
 //!
 //! The 64 bits of a float, with the sign turned round, order as the numbers do. A bucket is all numbers that agree in the
-//! bits above some `shift`: an eighth to a two-hundredth of an octave wide while there is room. When the buckets become
-//! more than [`BUCKETS_MAX`], neighbours are joined by one more bit of shift. How far that goes is a property of the
-//! set of buckets alone, so the result does not depend on the order of pushing and merging, and its memory is bounded.
+//! bits above some `shift`, which begins with none: years and timestamps, which lie close together far from zero, fall into
+//! many buckets. When the buckets become more than [`BUCKETS_MAX`], neighbours are joined by as many bits as it takes. How
+//! far that goes is a property of the set of numbers alone, so the result does not depend on the order of pushing and
+//! merging, and its memory is bounded.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +15,11 @@ use serde::{Deserialize, Serialize};
 /// The most buckets of a histogram: 8 KiB, and a distribution over ten octaves is still cut to 2 % of its values.
 pub const BUCKETS_MAX: usize = 512;
 
-/// 7 bits of mantissa: whole numbers up to 256 have buckets of their own, others are within 0.8 %.
-const SHIFT_START: u32 = 52 - 7;
-
 /// Less than this is told as zero: joined buckets are still narrower until few are left.
 const ZERO_MAX: f64 = 1e-100;
 
 /// How often each bucket was met.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct Histogram {
     shift: u32,
@@ -40,8 +38,8 @@ impl TryFrom<Stored> for Histogram {
     type Error = String;
 
     fn try_from(stored: Stored) -> Result<Histogram, String> {
-        if !(SHIFT_START..64).contains(&stored.shift) {
-            return Err(format!("a histogram's shift is {SHIFT_START} to 63, not {}", stored.shift));
+        if stored.shift > 63 {
+            return Err(format!("a histogram's shift is at most 63, not {}", stored.shift));
         }
         if stored.buckets.len() > BUCKETS_MAX || !stored.buckets.is_sorted_by(|a, b| a.0 < b.0) {
             return Err(format!("the buckets of a histogram are in order and at most {BUCKETS_MAX}"));
@@ -55,12 +53,6 @@ impl TryFrom<Stored> for Histogram {
 impl From<Histogram> for Stored {
     fn from(histogram: Histogram) -> Stored {
         Stored { shift: histogram.shift, buckets: histogram.counts.into_iter().collect() }
-    }
-}
-
-impl Default for Histogram {
-    fn default() -> Histogram {
-        Histogram { shift: SHIFT_START, counts: BTreeMap::new(), total: 0 }
     }
 }
 
@@ -128,10 +120,17 @@ impl Histogram {
         self
     }
 
+    /// Joins neighbours by as few bits as leave so many buckets.
     fn shrink(&mut self, buckets_max: usize) {
-        while self.counts.len() > buckets_max && self.shift < 63 {
-            self.widen(self.shift + 1);
+        if self.counts.len() <= buckets_max {
+            return;
         }
+        // Two neighbours become one when all bits in which they differ are shifted out.
+        let keys: Vec<u64> = self.counts.keys().copied().collect();
+        let mut apart: Vec<u32> = keys.windows(2).map(|pair| u64::BITS - (pair[0] ^ pair[1]).leading_zeros()).collect();
+        apart.sort_unstable_by_key(|bits| std::cmp::Reverse(*bits));
+        let by = apart.get(buckets_max - 1).copied().unwrap_or(0);
+        self.widen((self.shift + by).min(63));
     }
 
     fn widen(&mut self, shift: u32) {
@@ -193,7 +192,7 @@ impl Histogram {
     /// Bars of one width from `low` to `high`, for drawing.
     pub fn bars(&self, low: f64, high: f64, count: usize) -> Vec<Bar> {
         let width = (high - low) / count.max(1) as f64;
-        if !(low.is_finite() && high.is_finite()) || width <= 0.0 {
+        if !width.is_finite() || width <= 0.0 {
             return vec![Bar { low, high, count: self.total as f64 }];
         }
         let at = |i: usize| if i == count { high } else { low + width * i as f64 };
@@ -265,6 +264,17 @@ mod tests {
         let histogram = of(&values);
         assert_eq!(histogram.buckets().count(), 256);
         assert!(histogram.buckets().zip(&values).all(|((low, high, n), v)| low == *v && high < v + 1.0 && n == 1));
+    }
+
+    #[test]
+    fn numbers_far_from_zero_have_buckets_as_narrow_as_they_are_apart() {
+        // A day of milliseconds since 1970, every fifth of them.
+        let histogram = of(&(0..17_280_000).step_by(977).map(|i| 1.7e12 + 5.0 * f64::from(i)).collect::<Vec<_>>());
+        assert!(histogram.buckets().count() > 250, "{}", histogram.buckets().count());
+        let median = histogram.quantile(0.5).unwrap();
+        assert!((median - 1.7e12 - 43_200_000.0).abs() < 86_400_000.0 / 250.0, "{median}");
+        let years = of(&(1990..2027).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(years.buckets().count(), 37);
     }
 
     #[test]

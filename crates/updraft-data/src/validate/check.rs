@@ -2,10 +2,11 @@
 //! other, on any thread.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::near;
+use super::near::{self, Look};
 use super::rules::{ColumnRules, Rules};
 use super::search::read_apart;
 use crate::error::DataError;
@@ -27,6 +28,15 @@ pub(super) struct Checker {
     pictures: Vec<bool>,
     identity: Vec<usize>,
     with_near: bool,
+    /// Set when there is no more memory for what rows show: nobody asks for it from then on.
+    near_is_over: AtomicBool,
+}
+
+/// What a cell shows, by column and row.
+pub(super) struct Seen {
+    pub(super) row: u64,
+    pub(super) column: usize,
+    pub(super) look: Look,
 }
 
 /// What a block shows. Rows are numbered in their shard.
@@ -37,8 +47,7 @@ pub(super) struct Part {
     pub(super) hashes: Vec<(u64, u128)>,
     /// The cells of columns that must be unique: column, row, hash.
     pub(super) unique: Vec<(usize, u64, u128)>,
-    pub(super) pictures: Vec<(usize, u64, u64)>,
-    pub(super) texts: Vec<(usize, u64, Box<[u32; 128]>)>,
+    pub(super) seen: Vec<Seen>,
     pub(super) bad: Vec<Breach>,
     pub(super) personal: Vec<PersonalCells>,
 }
@@ -84,7 +93,19 @@ impl Checker {
             [] => (0..columns.len()).collect(),
             names => names.iter().filter_map(|name| schema.index_of(name)).collect(),
         };
-        Ok(Checker { schema, columns, label: rules.label.clone(), pictures, identity, with_near })
+        let near_is_over = AtomicBool::new(false);
+        Ok(Checker { schema, columns, label: rules.label.clone(), pictures, identity, with_near, near_is_over })
+    }
+
+    /// No rows after those that were taken are compared with others that show nearly the same.
+    pub(super) fn end_near(&self) {
+        self.near_is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// The columns by which rows are the same; `None` where all are.
+    pub(super) fn identity_names(&self) -> Option<Vec<&str>> {
+        let names = self.identity.iter().map(|at| self.schema.columns[*at].name.as_str()).collect();
+        (self.identity.len() < self.schema.columns.len()).then_some(names)
     }
 
     /// Summaries of all columns, with no cells yet.
@@ -106,9 +127,16 @@ impl Checker {
         self.columns[column].unique
     }
 
-    /// Only the hashes of a block's rows over the columns of the identity; a row that cannot be read is an error.
-    pub(super) fn hashes(&self, reader: &dyn ShardReader, rows: std::ops::Range<u64>) -> Result<Vec<u128>, DataError> {
+    /// What rows of another dataset are the same by, and what they show: the hashes over the columns of the identity, and the
+    /// looks of pictures and texts in columns that both have, under the numbers of the columns here. A row that cannot be
+    /// read is an error.
+    pub(super) fn others(
+        &self,
+        reader: &dyn ShardReader,
+        rows: std::ops::Range<u64>,
+    ) -> Result<(Vec<u128>, Vec<Seen>), DataError> {
         let rows: Vec<u64> = rows.collect();
+        let is_text = |kind: &Kind| matches!(kind, Kind::Text | Kind::Bytes);
         let mut places = Vec::with_capacity(self.identity.len());
         for at in &self.identity {
             let Column { name, kind } = &self.schema.columns[*at];
@@ -117,7 +145,6 @@ impl Checker {
             })?;
             // Bytes and text of one content are equal; numbers of two types are not, as bytes.
             let other = &reader.schema().columns[place].kind;
-            let is_text = |kind: &Kind| matches!(kind, Kind::Text | Kind::Bytes);
             if other != kind && !(is_text(other) && is_text(kind)) {
                 return Err(DataError::Loader(format!(
                     "{}: column `{name}` holds {other}, and {kind} in the dataset that it is compared with: no row would \
@@ -127,15 +154,42 @@ impl Checker {
             }
             places.push(place);
         }
+        let mut columns = self.identity.clone();
+        for (at, Column { name, kind }) in self.schema.columns.iter().enumerate() {
+            let place = reader.schema().index_of(name).filter(|place| is_text(&reader.schema().columns[*place].kind));
+            if let Some(place) = place.filter(|_| self.with_near && is_text(kind) && !self.identity.contains(&at)) {
+                columns.push(at);
+                places.push(place);
+            }
+        }
         let cells = reader.read_partial(&places, &rows)?;
-        for (at, cells) in self.identity.iter().zip(&cells) {
+        for (at, cells) in columns.iter().zip(&cells) {
             if let Some((row, reason)) = cells.fault() {
                 let (sample, column) = (reader.place(rows[row]), self.schema.columns[*at].name.clone());
                 return Err(DataError::Sample { sample, column, reason: reason.to_owned() });
             }
         }
-        let all: Vec<usize> = (0..cells.len()).collect();
-        Ok((0..rows.len()).map(|row| row_hash(&cells, &all, row)).collect())
+        let mut seen = Vec::new();
+        let mut workspace = Workspace::default();
+        for (at, cells) in columns.iter().zip(&cells).filter(|_| self.looks_on()) {
+            let Cells::Bytes(all) = &cells.cells else { continue };
+            for (row, cell) in all.iter().enumerate().filter(|(row, _)| cells.gap(*row).is_none()) {
+                let look = match self.pictures[*at] {
+                    // A picture that cannot be decoded is not here to be found fault with.
+                    true => Picture::decode_grey(cell, &mut workspace)
+                        .and_then(|picture| near::picture_look(picture, &mut workspace))
+                        .ok()
+                        .flatten()
+                        .map(Look::Picture),
+                    false => std::str::from_utf8(cell).ok().and_then(|_| near::text_signature(cell)).map(Look::Text),
+                };
+                seen.extend(look.map(|look| Seen { row: rows[row], column: *at, look }));
+            }
+        }
+        seen.sort_by_key(|seen| seen.row);
+        let identity: Vec<usize> = (0..self.identity.len()).collect();
+        let hashes = (0..rows.len()).map(|row| row_hash(&cells, &identity, row)).collect();
+        Ok((hashes, seen))
     }
 
     /// Reads and checks a block of rows.
@@ -145,8 +199,7 @@ impl Checker {
             summaries: self.summaries(),
             hashes: Vec::new(),
             unique: Vec::new(),
-            pictures: Vec::new(),
-            texts: Vec::new(),
+            seen: Vec::new(),
             bad: Vec::new(),
             personal: Vec::new(),
         };
@@ -159,6 +212,7 @@ impl Checker {
             }
             Ok(())
         })?;
+        part.seen.sort_by_key(|seen| (seen.row, seen.column));
         Ok(part)
     }
 
@@ -211,7 +265,7 @@ impl Checker {
                     part.bad.extend(outside_length(rules, cell.len()).map(|broken| breach(number, broken)));
                     if self.pictures[at] {
                         match self.check_picture(rules, cell, &mut workspace) {
-                            Ok(hash) => part.pictures.extend(hash.map(|hash| (at, *number, hash))),
+                            Ok(look) => part.seen.extend(look.map(|look| Seen { row: *number, column: at, look })),
                             Err(reason) => part.bad.push(breach(number, ("picture", reason))),
                         }
                     }
@@ -224,8 +278,9 @@ impl Checker {
                         let broken = outside_text(rules, text);
                         part.bad.extend(broken.map(|broken| breach(number, broken)));
                         self.find_personal(at, *number, cell, part);
-                        if self.with_near {
-                            part.texts.extend(near::text_signature(cell).map(|s| (at, *number, s)));
+                        if self.looks_on() {
+                            let look = near::text_signature(cell).map(Look::Text);
+                            part.seen.extend(look.map(|look| Seen { row: *number, column: at, look }));
                         }
                     }
                 }
@@ -249,13 +304,13 @@ impl Checker {
         Ok(())
     }
 
-    /// Decodes; gives the hash by which near pictures are found.
+    /// Decodes; gives what it shows, by which near pictures are found.
     fn check_picture(
         &self,
         rules: &ColumnRules,
         cell: &[u8],
         workspace: &mut Workspace,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<Look>, String> {
         let picture = Picture::decode_grey(cell, workspace)?;
         let (height, width) = (picture.height, picture.width);
         if let Some([h, w]) = rules.pixels_min.filter(|[h, w]| height < *h || width < *w) {
@@ -264,7 +319,16 @@ impl Checker {
         if let Some([h, w]) = rules.pixels_max.filter(|[h, w]| height > *h || width > *w) {
             return Err(format!("has {height} x {width} pixels, more than {h} x {w}"));
         }
-        if self.with_near { near::picture_hash(picture, workspace) } else { Ok(None) }
+        if !self.looks_on() {
+            workspace.reclaim(picture);
+            return Ok(None);
+        }
+        Ok(near::picture_look(picture, workspace)?.map(Look::Picture))
+    }
+
+    /// Whether anybody asks for what rows show.
+    fn looks_on(&self) -> bool {
+        self.with_near && !self.near_is_over.load(Ordering::Relaxed)
     }
 
     fn find_personal(&self, at: usize, number: u64, cell: &[u8], part: &mut Part) {

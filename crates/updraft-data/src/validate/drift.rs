@@ -3,7 +3,7 @@
 //! Two measures, both over histograms, so that no row is read again:
 //!
 //! - the population stability index, Σ (a − e) · ln(a / e) over the shares `e` and `a` of both versions in bins that hold a
-//!   tenth of the earlier one each, or in each value, and one of missing cells (Siddiqi, "Credit Risk Scorecards", 2006,
+//!   tenth of the earlier one each, or in each value that recurs, and one of missing cells (Siddiqi, "Credit Risk Scorecards", 2006,
 //!   where under 0.1 counts as stable and over 0.25 as moved);
 //! - the statistic of Kolmogorov and Smirnov, the largest difference of both distribution functions (Smirnov, "Table for
 //!   estimating the goodness of fit of empirical distributions", 1948), with the probability of a larger one by chance in
@@ -22,6 +22,12 @@ use crate::statistics::{ColumnStatistics, Histogram};
 const SHARE_MIN: f64 = 1e-4;
 
 const BINS: u64 = 10;
+
+/// Cells of a bin, at least: chance alone gives an index of about the sum of 1/n and 1/m for each bin of n and m cells.
+const BIN_CELLS_MIN: u64 = 20;
+
+/// Cells of a value that counts for itself; rarer ones are one bin together.
+const VALUE_CELLS_MIN: u64 = 5;
 
 /// How a column differs from an earlier version.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,21 +54,16 @@ pub(crate) fn drift(before: &ColumnStatistics, now: &ColumnStatistics) -> Option
     let column = now.column.clone();
     if let (Some(a), Some(b)) = (&before.numbers, &now.numbers) {
         let (ks, ks_p) = kolmogorov_smirnov(&a.histogram, &b.histogram)?;
-        let psi = match (&before.values, &now.values) {
-            (Some(a), Some(b)) => of_values(a, b, missing_rows),
-            _ => of_histograms(&a.histogram, &b.histogram, missing_rows),
-        };
+        let counted = before.values.as_ref().zip(now.values.as_ref());
+        let psi = counted
+            .and_then(|(a, b)| of_values(a, b, missing_rows))
+            .unwrap_or_else(|| of_histograms(&a.histogram, &b.histogram, missing_rows));
         return Some(ColumnDrift { column, of: "numbers", psi, ks: Some(ks), ks_p: Some(ks_p), missing });
     }
-    if let (Some(a), Some(b)) = (&before.values, &now.values) {
-        return Some(ColumnDrift {
-            column,
-            of: "values",
-            psi: of_values(a, b, missing_rows),
-            ks: None,
-            ks_p: None,
-            missing,
-        });
+    if let (Some(a), Some(b)) = (&before.values, &now.values)
+        && let Some(psi) = of_values(a, b, missing_rows)
+    {
+        return Some(ColumnDrift { column, of: "values", psi, ks: None, ks_p: None, missing });
     }
     let (a, b) = (before.lengths.as_ref()?, now.lengths.as_ref()?);
     let (ks, ks_p) = kolmogorov_smirnov(&a.histogram, &b.histogram)?;
@@ -76,7 +77,9 @@ fn psi(pairs: &[(u64, u64)]) -> f64 {
     pairs.iter().map(|(a, b)| (share(*a, before), share(*b, now))).map(|(e, a)| (a - e) * (a / e).ln()).sum()
 }
 
-fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)], missing: (u64, u64)) -> f64 {
+/// Over values; `None` where most cells hold one that hardly recurs, as names and measurements do: those of any two versions
+/// are others.
+fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)], missing: (u64, u64)) -> Option<f64> {
     let mut pairs: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (value, count) in before {
         pairs.entry(value.to_string()).or_default().0 += count;
@@ -84,11 +87,19 @@ fn of_values<V: ToString>(before: &[(V, u64)], now: &[(V, u64)], missing: (u64, 
     for (value, count) in now {
         pairs.entry(value.to_string()).or_default().1 += count;
     }
-    psi(&pairs.into_values().chain([missing]).collect::<Vec<_>>())
+    let (rare, mut bins): (Vec<_>, Vec<_>) =
+        pairs.into_values().partition(|(before, now)| *before.max(now) < VALUE_CELLS_MIN);
+    let sum = |pairs: &[(u64, u64)]| pairs.iter().fold((0, 0), |(a, b), (x, y)| (a + x, b + y));
+    let (rare, common) = (sum(&rare), sum(&bins));
+    if rare.0 + rare.1 > common.0 + common.1 {
+        return None;
+    }
+    bins.extend([rare, missing]);
+    Some(psi(&bins))
 }
 
 fn of_histograms(before: &Histogram, now: &Histogram, missing: (u64, u64)) -> f64 {
-    let target = before.total().div_ceil(BINS).max(1);
+    let target = before.total().div_ceil(BINS).max(BIN_CELLS_MIN);
     let mut bins = vec![(0u64, 0u64)];
     for (a, b) in before.beside(now) {
         if bins.last().is_some_and(|bin| bin.0 >= target) {
@@ -98,6 +109,13 @@ fn of_histograms(before: &Histogram, now: &Histogram, missing: (u64, u64)) -> f6
             bin.0 += a;
             bin.1 += b;
         }
+    }
+    // What is left at the end is a bin of its own where it is half of one.
+    if let [.., before_last, last] = bins.as_mut_slice()
+        && last.0 < target / 2
+    {
+        *before_last = (before_last.0 + last.0, before_last.1 + last.1);
+        bins.pop();
     }
     bins.push(missing);
     psi(&bins)
@@ -170,6 +188,27 @@ mod tests {
         let found = drift(&column([50, 50]), &column([80, 20])).unwrap();
         let expected = 0.3 * (0.8f64 / 0.5).ln() - 0.3 * (0.2f64 / 0.5).ln();
         assert!((found.psi - expected).abs() < 1e-12 && (found.ks.unwrap() - 0.3).abs() < 1e-12, "{found:?}");
+    }
+
+    #[test]
+    fn few_rows_of_one_distribution_are_stable_too() {
+        let text = |seed: u64| {
+            let names =
+                (0..200).map(|i| bytes::Bytes::from(format!("{:016x}", Key::new(seed).child_index(i).to_u64())));
+            let mut summary = ColumnSummary::new("name");
+            summary.push(&Cells::Bytes(names.collect())).unwrap();
+            summary.finish()
+        };
+        let names = drift(&text(1), &text(2)).unwrap();
+        assert_eq!((names.of, names.psi), ("lengths", 0.0), "all names are new, as long as before");
+        for count in [30, 200] {
+            let again = |seed| drift(&normal(seed, count, 0.0, 1.0), &normal(100 + seed, count, 0.0, 1.0)).unwrap().psi;
+            // Two to ten bins of at least 20 and 10 cells: chance makes a mean of at most 0.1.
+            let mean = (0..40).map(again).sum::<f64>() / 40.0;
+            assert!(mean < 0.15, "{count}: {mean}");
+            let moved = drift(&normal(1, count, 0.0, 1.0), &normal(2, count, 1.5, 1.0)).unwrap();
+            assert!(moved.psi > 0.5, "{count}: {moved:?}");
+        }
     }
 
     #[test]

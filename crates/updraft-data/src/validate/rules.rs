@@ -59,6 +59,8 @@ pub struct Limits {
     pub near_duplicates: Option<f64>,
     /// The share of rows that are also in a dataset that this one must be disjoint from; 0 where there is such a dataset.
     pub leaks: Option<f64>,
+    /// The share of rows that nearly equal one of a dataset that this one must be disjoint from.
+    pub near_leaks: Option<f64>,
     /// The share of rows with personal data.
     pub personal: Option<f64>,
     /// The population stability index of any column.
@@ -75,6 +77,7 @@ impl Default for Limits {
         Limits {
             bad_rows: Some(0.0),
             leaks: None,
+            near_leaks: None,
             duplicates: None,
             near_duplicates: None,
             personal: None,
@@ -188,6 +191,7 @@ impl Limits {
             ("duplicates", self.duplicates),
             ("near_duplicates", self.near_duplicates),
             ("leaks", self.leaks),
+            ("near_leaks", self.near_leaks),
             ("personal", self.personal),
             ("ks", self.ks),
             ("balance", self.balance),

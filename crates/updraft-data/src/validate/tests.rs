@@ -154,6 +154,7 @@ fn rules_for_columns_that_are_not_there_are_refused_by_name() {
         ("[limits]\npsi = 0.1", "the limit `psi` needs a version to compare with"),
         ("[limits]\nks = 0.1", "the limit `ks` needs a version to compare with"),
         ("[limits]\nnear_duplicates = 0.1", "the limit `near_duplicates` is not measured"),
+        ("[limits]\nnear_leaks = 0.1", "the limit `near_leaks` needs a dataset to be apart from"),
     ] {
         let error = validate(&shards, &Rules::parse(rules).unwrap(), &options, |_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -258,4 +259,32 @@ fn the_classes_of_a_label_of_any_name_are_counted() {
     let found = validated(&shards, "label = \"id\"\n[limits]\nbalance = 1.0", &[]);
     assert!(found.checks.iter().all(Check::passes), "{:?}", found.checks);
     assert_eq!(found.balance.map(|classes| classes.len()), Some(1000));
+}
+
+#[test]
+fn what_nearly_equals_a_row_of_another_dataset_is_a_near_leak_and_what_equals_one_a_leak() {
+    let changed = LONG.replace("until", "before");
+    let shards = [table("test", &[("one", 0), (&changed, 1), (LONG, 2), (LONG, 3), ("two", 0)], &[])];
+    let train = vec![table("train", &[("three", 0), (LONG, 2)], &[])];
+    let found = validated(&shards, "[limits]\nnear_leaks = 0.3", &[train.clone()]);
+    assert_eq!(places(&found, "leak"), ["test, row 2"]);
+    // The third has another label, so it is no equal row.
+    assert_eq!(places(&found, "near leak"), ["test, row 1", "test, row 3"]);
+    assert_eq!(value(&found, "near leaks"), 0.4);
+    let failed: Vec<&str> = found.checks.iter().filter(|c| !c.passes()).map(|c| c.name.as_str()).collect();
+    assert_eq!(failed, ["leaks", "near leaks"]);
+    // By the text alone, it is one.
+    let found = validated(&shards, "identity = [\"text\"]", &[train]);
+    assert_eq!((places(&found, "leak").len(), places(&found, "near leak")), (2, vec!["test, row 1".to_owned()]));
+}
+
+#[test]
+fn pictures_are_near_leaks_when_they_were_stored_again() {
+    let picture = Bytes::from_static(include_bytes!("../../tests/fixtures/colour.jpg"));
+    let pixels = image::load_from_memory(&picture).unwrap();
+    let mut again = std::io::Cursor::new(Vec::new());
+    pixels.write_to(&mut again, image::ImageFormat::Png).unwrap();
+    let of = |name: &'static str, cells: Vec<Bytes>| shard(name, vec![("image", Kind::Bytes, Cells::Bytes(cells))]);
+    let found = validated(&[of("test", vec![again.into_inner().into()])], "", &[vec![of("train", vec![picture])]]);
+    assert_eq!((value(&found, "leaks"), value(&found, "near leaks")), (0.0, 1.0));
 }

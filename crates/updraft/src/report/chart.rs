@@ -157,8 +157,9 @@ pub(super) fn histogram(title: &str, series: &[(&str, &str, &[Bar])], show: fn(f
     let most = shares.iter().flat_map(|(_, _, bars)| bars.iter().map(|b| b.2)).fold(0.0, f64::max);
     let y_ticks = ticks(0.0, most.max(1e-6));
     let y_max = y_ticks.last().copied().unwrap_or(1.0);
-    let range = if high > low { high - low } else { 1.0 };
-    let x_at = |x: f64| LEFT + (x - low) / range * (WIDTH - LEFT - RIGHT);
+    // One number alone stands in the middle; halves, because the whole range may be more than there are numbers.
+    let (middle, half) = (low / 2.0 + high / 2.0, if high > low { high / 2.0 - low / 2.0 } else { 1.0 });
+    let x_at = |x: f64| LEFT + ((x / 2.0 - middle / 2.0) / half + 0.5) * (WIDTH - LEFT - RIGHT);
     let y_at = |y: f64| TOP + (y_max - y) / y_max * (HEIGHT - TOP - BOTTOM);
     html! {
         svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) {
@@ -167,13 +168,13 @@ pub(super) fn histogram(title: &str, series: &[(&str, &str, &[Bar])], show: fn(f
                 line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(at(y_at(*y))) y2=(at(y_at(*y))) {}
                 text.tick.end x=(LEFT - 8.0) y=(at(y_at(*y) + 4.0)) { (format!("{:.*} %", usize::from(y_max < 0.05), 100.0 * y)) }
             }
-            @for x in ticks(low, high).into_iter().filter(|x| (low..=high).contains(x)) {
-                text.tick.middle x=(at(x_at(x))) y=(HEIGHT - BOTTOM + 18.0) { (show(x)) }
+            @for (x, text, class) in x_labels(low, high, x_at) {
+                text.tick.(class) x=(at(x)) y=(HEIGHT - BOTTOM + 18.0) { (text) }
             }
             @for (i, (name, class, bars)) in shares.iter().enumerate() {
                 @for (from, to, share) in bars.iter().filter(|b| b.2 > 0.0) {
                     rect.bar.(class) x=(at(x_at(*from))) y=(at(y_at(*share)))
-                        width=(at((x_at(*to) - x_at(*from) - 1.0).max(1.0))) height=(at((y_at(0.0) - y_at(*share)).max(0.5))) {
+                        width=(at((x_at(*to) - x_at(*from) - 1.0).max(3.0))) height=(at((y_at(0.0) - y_at(*share)).max(0.5))) {
                         title { (show(*from)) " to " (show(*to)) ": " (format!("{:.2} %", 100.0 * share)) }
                     }
                 }
@@ -181,6 +182,75 @@ pub(super) fn histogram(title: &str, series: &[(&str, &str, &[Bar])], show: fn(f
                     @let right = WIDTH - RIGHT - 110.0 * (shares.len() - 1 - i) as f64;
                     rect.key.(class) x=(right - 104.0) y="11" width="14" height="4" rx="2" {}
                     text.tick x=(right - 84.0) y="18" { (name) }
+                }
+            }
+        }
+    }
+}
+
+/// The labels under a plot: where, what, and how they are aligned; as many as there is room for.
+fn x_labels(low: f64, high: f64, x_at: impl Fn(f64) -> f64) -> Vec<(f64, String, &'static str)> {
+    // A letter is about so wide.
+    const LETTER: f64 = 7.0;
+    let ticks: Vec<f64> = ticks(low, high).into_iter().filter(|x| (low..=high).contains(x)).collect();
+    let ticks = if ticks.is_empty() && low <= high { vec![low, high] } else { ticks };
+    let step = ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(f64::MAX, f64::min);
+    let mut labels: Vec<(f64, String, &'static str)> = Vec::new();
+    let mut room = 0.0;
+    for tick in ticks {
+        let (x, text) = (x_at(tick), tick_label(tick, step));
+        let width = LETTER * text.chars().count() as f64;
+        // What would stand out at a side is turned inwards.
+        let (class, start) = match x {
+            x if x + width / 2.0 > WIDTH => ("end", x - width),
+            x if x - width / 2.0 < 0.0 => ("start", x),
+            _ => ("middle", x - width / 2.0),
+        };
+        if start >= room {
+            room = start + width + LETTER;
+            labels.push((x, text, class));
+        }
+    }
+    labels
+}
+
+/// A round number as short as it can be: `0.2`, `2e8`; all digits where the step needs them.
+fn tick_label(tick: f64, step: f64) -> String {
+    let size = tick.abs();
+    if tick == 0.0 || (1e-4..1e6).contains(&size) || step < 1e15 && size >= 1e6 && size / step > 1e3 {
+        format!("{tick}")
+    } else {
+        format!("{tick:e}")
+    }
+}
+
+/// Bars under one another for shares of values, those of now over those of before where there are such.
+pub(super) fn share_chart(title: &str, rows: &[(String, f64, Option<f64>)]) -> Markup {
+    const LABELS: f64 = 150.0;
+    const VALUES: f64 = 80.0;
+    const BAR: f64 = 14.0;
+    let has_before = rows.iter().any(|(_, _, before)| before.is_some());
+    let row_height = if has_before { 2.0 * BAR + 6.0 } else { BAR + 6.0 };
+    let height = TOP + row_height * rows.len() as f64 + 8.0;
+    let most = rows.iter().flat_map(|(_, now, before)| [*now, before.unwrap_or(0.0)]).fold(0.0, f64::max);
+    let length = |share: f64| if most > 0.0 { share / most * (WIDTH - LABELS - VALUES) } else { 0.0 };
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (at(height)) } role="img" aria-label=(title) {
+            text.title x="0" y="18" { (title) }
+            @if has_before {
+                @for (i, (name, class)) in [("before", "b"), ("now", "a")].into_iter().enumerate() {
+                    @let right = WIDTH - RIGHT - 110.0 * (1 - i) as f64;
+                    rect.key.(class) x=(right - 104.0) y="11" width="14" height="4" rx="2" {}
+                    text.tick x=(right - 84.0) y="18" { (name) }
+                }
+            }
+            @for (i, (name, now, before)) in rows.iter().enumerate() {
+                @let y = TOP + row_height * i as f64;
+                text.tick.end x=(LABELS - 8.0) y=(at(y + row_height / 2.0 + 3.0)) { (shortened(name)) title { (name) } }
+                @for (row, (class, share)) in std::iter::once(("a", *now)).chain(before.map(|before| ("b", before))).enumerate() {
+                    @let y = y + BAR * row as f64 + 2.0;
+                    rect.key.(class) x=(LABELS) y=(at(y)) width=(at(length(share))) height=(BAR - 1.0) rx="2" {}
+                    text.tick x=(at(LABELS + length(share) + 6.0)) y=(at(y + 11.0)) { (format!("{:.1} %", 100.0 * share)) }
                 }
             }
         }
@@ -224,7 +294,7 @@ fn at(coordinate: f64) -> String {
 
 /// Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`; four to nine of them.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
-    if !(low.is_finite() && high.is_finite()) || low > high {
+    if !(high - low).is_finite() || low > high {
         return vec![0.0, 1.0];
     }
     // A flat line gets room above and below.
@@ -247,7 +317,7 @@ fn round(value: f64, step: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::ticks;
+    use super::*;
 
     #[test]
     fn ticks_are_round_and_hold_the_range() {
@@ -260,5 +330,23 @@ mod tests {
             assert_eq!(ticks(low, high), expected, "{low} to {high}");
         }
         assert_eq!(ticks(f64::MAX, f64::MIN), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn labels_are_short_apart_and_inside() {
+        let shown = |low: f64, high: f64| {
+            let labels = x_labels(low, high, |x| LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT));
+            for pair in labels.windows(2) {
+                let reach = 3.5 * (pair[0].1.len() + pair[1].1.len()) as f64;
+                assert!(pair[1].0 - pair[0].0 >= reach || pair[1].2 == "end", "{labels:?}");
+            }
+            labels.into_iter().map(|(_, text, _)| text).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(0.0, 1.0), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
+        assert_eq!(shown(0.0, 1e9), ["0", "2e8", "4e8", "6e8", "8e8", "1e9"]);
+        assert_eq!(shown(1990.0, 2026.0), ["1990", "2000", "2010", "2020"]);
+        // A day in milliseconds since 1970: all digits, where there is room.
+        let day = shown(1.7e12, 1.7e12 + 8.64e7);
+        assert!(day.iter().all(|label| label.len() == 13) && (3..6).contains(&day.len()), "{day:?}");
     }
 }

@@ -3,10 +3,10 @@
 use maud::{Markup, PreEscaped, html};
 use serde::Serialize;
 use updraft_base::units;
-use updraft_data::statistics::{Bar, ColumnStatistics, NumberStatistics};
+use updraft_data::statistics::{Bar, CellValue, ColumnStatistics, NumberStatistics};
 use updraft_data::validate::{Check, Validation};
 
-use super::chart::{count_chart, histogram};
+use super::chart::{count_chart, histogram, share_chart};
 use super::page::{cards, date, frame};
 use crate::table::number;
 
@@ -48,11 +48,37 @@ pub(crate) struct Sample {
 
 pub(crate) enum SampleCell {
     /// A picture: its type, its bytes, and whether it is so small that its pixels should show.
-    Picture { mime: &'static str, bytes: Vec<u8>, is_small: bool },
+    Picture { column: String, mime: &'static str, bytes: Vec<u8>, is_small: bool },
     /// Text, masked where it is personal.
-    Text(String),
+    Text { column: String, text: String },
     /// A number or two.
     Value { column: String, value: String },
+    /// Nothing, or nothing that can be read, for a reason.
+    Gap { column: String, reason: Option<String> },
+}
+
+impl SampleCell {
+    fn column(&self) -> &str {
+        match self {
+            SampleCell::Picture { column, .. }
+            | SampleCell::Text { column, .. }
+            | SampleCell::Value { column, .. }
+            | SampleCell::Gap { column, .. } => column,
+        }
+    }
+
+    fn shown(&self) -> Markup {
+        html! {
+            @match self {
+                SampleCell::Picture { column, mime, bytes, is_small } => {
+                    img.small[*is_small] alt=(column) src={ "data:" (mime) ";base64," (PreEscaped(base64(bytes))) };
+                }
+                SampleCell::Text { text, .. } => { pre { (text) } }
+                SampleCell::Value { value, .. } => { (value) }
+                SampleCell::Gap { reason, .. } => { span.muted { (reason.as_deref().unwrap_or("missing")) } }
+            }
+        }
+    }
 }
 
 /// The page of `data inspect`.
@@ -67,7 +93,7 @@ pub(crate) fn inspect_page(
         @if let Some(label) = label { (balance(label)) }
         @if !samples.is_empty() { (sample_section(samples)) }
         (columns(card, statistics))
-        (distributions(statistics, &[]))
+        (distributions(card, statistics, &[]))
         (shards(card))
     };
     frame(&card.url, &about(card), &sections)
@@ -94,7 +120,7 @@ pub(crate) fn validate_page(
         @if let Some(label) = label { (balance(label)) }
         @if !validation.drift.is_empty() { (drift(validation)) }
         (columns(card, &validation.statistics))
-        (distributions(&validation.statistics, before))
+        (distributions(card, &validation.statistics, before))
         (shards(card))
     };
     frame(&format!("Validation of {}", card.url), &about(card), &sections)
@@ -122,34 +148,64 @@ fn balance(label: &ColumnStatistics) -> Markup {
     html! {
         section {
             h2 { "Label balance" }
-            figure { (count_chart(&format!("Rows by {}", label.column), &rows)) }
+            figure.half { (count_chart(&format!("Rows by {}", label.column), &rows)) }
             @if values.len() > rows.len() { p.muted { "The first " (rows.len()) " of " (values.len()) " classes." } }
         }
     }
 }
 
+/// Columns beside a picture that a card has room for.
+const CARD_COLUMNS_MAX: usize = 12;
+
+/// Rows as cards around their pictures; where there are none, or much else, as a table.
 fn sample_section(samples: &[Sample]) -> Markup {
+    let is_picture = |cell: &SampleCell| matches!(cell, SampleCell::Picture { .. });
+    let has_pictures = samples.iter().any(|sample| sample.cells.iter().any(is_picture));
+    let is_cards = has_pictures && samples.iter().all(|sample| sample.cells.len() <= CARD_COLUMNS_MAX);
     html! {
         section {
             h2 { "Samples" }
             p.muted { "Rows spread over the dataset. Personal data that is recognised is masked." }
-            div.samples {
-                @for sample in samples {
-                    figure {
+            @if is_cards { (sample_cards(samples)) } @else { (sample_table(samples)) }
+        }
+    }
+}
+
+fn sample_cards(samples: &[Sample]) -> Markup {
+    html! {
+        div.samples {
+            @for sample in samples {
+                figure {
+                    @for cell in &sample.cells {
+                        @if matches!(cell, SampleCell::Picture { .. } | SampleCell::Text { .. }) { (cell.shown()) }
+                    }
+                    figcaption {
                         @for cell in &sample.cells {
-                            @match cell {
-                                SampleCell::Picture { mime, bytes, is_small } => {
-                                    img.small[*is_small] alt=(sample.place) src={ "data:" (mime) ";base64," (PreEscaped(base64(bytes))) };
-                                }
-                                SampleCell::Text(text) => { pre { (text) } }
-                                SampleCell::Value { .. } => {}
-                            }
+                            @if matches!(cell, SampleCell::Value { .. } | SampleCell::Gap { .. }) { (cell.column()) " " (cell.shown()) br; }
                         }
-                        figcaption {
-                            @for cell in &sample.cells {
-                                @if let SampleCell::Value { column, value } = cell { (column) " " (value) br; }
-                            }
-                            (sample.place)
+                        (sample.place)
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn sample_table(samples: &[Sample]) -> Markup {
+    html! {
+        div.scroll {
+            table.list.rows {
+                thead {
+                    tr {
+                        @for cell in samples.iter().take(1).flat_map(|sample| &sample.cells) { th { (cell.column()) } }
+                        th { "row" }
+                    }
+                }
+                tbody {
+                    @for sample in samples {
+                        tr {
+                            @for cell in &sample.cells { td { (cell.shown()) } }
+                            td.muted { (sample.place) }
                         }
                     }
                 }
@@ -202,22 +258,24 @@ fn moments(numbers: Option<&NumberStatistics>, median: Option<f64>) -> Markup {
     }
 }
 
-/// Histograms of all columns, over those of an earlier version where there is one.
-fn distributions(statistics: &[ColumnStatistics], before: &[ColumnStatistics]) -> Markup {
+/// Distributions of all columns, beside those of an earlier version where there is one.
+fn distributions(card: &DatasetCard, statistics: &[ColumnStatistics], before: &[ColumnStatistics]) -> Markup {
     html! {
         section {
             h2 { "Distributions" }
+            p.muted { "Shares of the cells that are there." }
             div.charts {
-                @for s in statistics {
+                @for (s, (_, kind)) in statistics.iter().zip(&card.columns) {
                     @let earlier = before.iter().find(|b| b.column == s.column);
-                    @if let Some(numbers) = &s.numbers {
-                        figure { (distribution(&s.column, numbers, earlier.and_then(|b| b.numbers.as_ref()))) }
-                    } @else if let Some(values) = &s.values {
-                        @let rows: Vec<(String, u64)> = values.iter().take(VALUES_SHOWN).map(|(v, n)| (v.to_string(), *n)).collect();
-                        figure { (count_chart(&s.column, &rows)) }
+                    @let are_few = counted(s).is_some_and(|values| values.len() <= VALUES_PLOTTED);
+                    @if are_few || s.numbers.is_none() {
+                        @if let Some(values) = counted(s) { (values_figure(&s.column, values, earlier.and_then(counted))) }
+                    } @else if let Some(numbers) = &s.numbers {
+                        (distribution(&s.column, numbers, earlier.and_then(|b| b.numbers.as_ref())))
                     }
                     @if let Some(lengths) = &s.lengths {
-                        figure { (distribution(&format!("length of {}", s.column), lengths, earlier.and_then(|b| b.lengths.as_ref()))) }
+                        @let unit = if kind.starts_with("list") { "elements" } else { "bytes" };
+                        (distribution(&format!("length of {}, {unit}", s.column), lengths, earlier.and_then(|b| b.lengths.as_ref())))
                     }
                 }
             }
@@ -225,17 +283,96 @@ fn distributions(statistics: &[ColumnStatistics], before: &[ColumnStatistics]) -
     }
 }
 
+/// Values that are plotted one by one rather than as a histogram.
+const VALUES_PLOTTED: usize = 20;
+
+/// The values of a column where all of its numbers were counted: infinities are not among them.
+fn counted(s: &ColumnStatistics) -> Option<&[(CellValue, u64)]> {
+    let values = s.values.as_deref()?;
+    let all = s.numbers.as_ref().is_none_or(|n| n.count == values.iter().map(|(_, count)| count).sum());
+    all.then_some(values)
+}
+
+/// Values under one another, those of both versions in one order.
+fn values_figure(title: &str, now: &[(CellValue, u64)], before: Option<&[(CellValue, u64)]>) -> Markup {
+    let order = |a: &CellValue, b: &CellValue| match (a, b) {
+        (CellValue::Number(a), CellValue::Number(b)) => a.total_cmp(b),
+        _ => a.to_string().cmp(&b.to_string()),
+    };
+    let mut all: Vec<&CellValue> = now.iter().chain(before.unwrap_or_default()).map(|(value, _)| value).collect();
+    all.sort_by(|a, b| order(a, b));
+    all.dedup();
+    let total = |of: &[(CellValue, u64)]| of.iter().map(|(_, count)| count).sum::<u64>().max(1) as f64;
+    let share = |of: &[(CellValue, u64)], value: &CellValue| {
+        of.iter().find(|(v, _)| v == value).map_or(0, |(_, count)| *count) as f64 / total(of)
+    };
+    let rows: Vec<(String, f64, Option<f64>)> = all
+        .iter()
+        .take(VALUES_SHOWN)
+        .map(|value| (value.to_string(), share(now, value), before.map(|before| share(before, value))))
+        .collect();
+    html! {
+        figure {
+            (share_chart(title, &rows))
+            @if all.len() > rows.len() { p.muted { "The first " (rows.len()) " of " (all.len()) " values." } }
+        }
+    }
+}
+
+/// How many times as wide as the middle 98 % the tails may be before they are left out of a plot: it would be of one bar.
+const TAILS_MAX: f64 = 10.0;
+
 fn distribution(title: &str, now: &NumberStatistics, before: Option<&NumberStatistics>) -> Markup {
-    let low = before.map_or(now.min, |b| b.min.min(now.min));
-    let high = before.map_or(now.max, |b| b.max.max(now.max));
-    let bars = |n: &NumberStatistics| -> Vec<Bar> { n.histogram.bars(low, high, BARS) };
-    let (now, before) = (bars(now), before.map(bars));
+    let both = || std::iter::once(now).chain(before).filter(|n| n.count > 0);
+    if both().next().is_none() {
+        return html! { figure { (histogram(title, &[], number)) p.muted { "No numbers." } } };
+    }
+    let over =
+        |of: &dyn Fn(&NumberStatistics) -> f64, pick: fn(f64, f64) -> f64| both().map(of).reduce(pick).unwrap_or(0.0);
+    let (min, max) = (over(&|n| n.min, f64::min), over(&|n| n.max, f64::max));
+    let (p1, p99) = (
+        over(&|n| n.quantile(0.01).unwrap_or(n.min), f64::min),
+        over(&|n| n.quantile(0.99).unwrap_or(n.max), f64::max),
+    );
+    let has_tails = |tail: f64| p99 > p1 && tail > TAILS_MAX * (p99 - p1);
+    let low = if has_tails(p1 - min) { p1 } else { min };
+    let high = if has_tails(max - p99) { p99 } else { max };
+    let outside = |n: &NumberStatistics| -> u64 {
+        n.histogram.buckets().filter(|(from, to, _)| *to < low || *from > high).map(|(_, _, count)| count).sum()
+    };
+    let bars = |n: &NumberStatistics| -> Vec<Bar> {
+        let mut bars = n.histogram.bars(low, high, BARS);
+        // What lies outside is in the bars at the ends.
+        for (from, to, count) in n.histogram.buckets() {
+            let end = if to < low {
+                bars.first_mut()
+            } else if from > high {
+                bars.last_mut()
+            } else {
+                None
+            };
+            if let Some(bar) = end {
+                bar.count = (bar.count - count as f64).max(0.0);
+            }
+        }
+        bars
+    };
+    let (bars_now, bars_before) = (bars(now), before.map(bars));
     let mut series: Vec<(&str, &str, &[Bar])> = Vec::new();
-    if let Some(before) = &before {
+    if let Some(before) = &bars_before {
         series.push(("before", "b", before));
     }
-    series.push(("now", "a", &now));
-    histogram(title, &series, number)
+    series.push(("now", "a", &bars_now));
+    html! {
+        figure {
+            (histogram(title, &series, number))
+            @if low > min || high < max {
+                p.muted {
+                    (outside(now)) " of " (now.count) " numbers lie outside of this plot; all lie from " (number(now.min)) " to " (number(now.max)) "."
+                }
+            }
+        }
+    }
 }
 
 fn shards(card: &DatasetCard) -> Markup {
@@ -295,7 +432,7 @@ fn findings(validation: &Validation) -> Markup {
     html! {
         section {
             h2 { "Findings" }
-            @if rows.is_empty() { p.muted { "None." } } @else { figure { (count_chart("Rows by finding", &rows)) } }
+            @if rows.is_empty() { p.muted { "None." } } @else { figure.half { (count_chart("Rows by finding", &rows)) } }
             @for (finding, (name, count)) in validation.findings.iter().zip(&rows) {
                 details {
                     summary { (name) " " span.muted { (count) " rows" } }
@@ -339,7 +476,7 @@ fn drift(validation: &Validation) -> Markup {
                                 td { (d.column) } td { (d.of) }
                                 td.number { (format!("{:.4}", d.psi)) }
                                 td.number { (d.ks.map(|v| format!("{v:.4}")).unwrap_or_default()) }
-                                td.number { (d.ks_p.map(|v| format!("{v:.2e}")).unwrap_or_default()) }
+                                td.number { (d.ks_p.map(number).unwrap_or_default()) }
                                 td.number { (format!("{:.2} %", 100.0 * d.missing[0])) }
                                 td.number { (format!("{:.2} %", 100.0 * d.missing[1])) }
                             }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use updraft_data::ShardReader;
+use updraft_data::shards::Shards;
 use updraft_data::statistics::{ColumnStatistics, LABEL_NAMES};
+use updraft_data::{ShardFormat, ShardReader};
 
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
@@ -59,16 +60,43 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
 
 /// Whether two paths or URLs name one place, as far as can be told without asking a store.
 pub(crate) fn is_same_place(a: &str, b: &str) -> bool {
-    let place = |text: &str| {
-        let local = updraft_store::file_url_path(text).and_then(Result::ok);
-        if local.is_none() && text.contains("://") {
-            return PathBuf::from(text.trim_end_matches('/'));
-        }
-        let local = local.unwrap_or_else(|| text.into());
-        let absolute = std::path::absolute(&local).unwrap_or(local);
-        absolute.canonicalize().unwrap_or(absolute)
-    };
     place(a) == place(b)
+}
+
+fn place(text: &str) -> PathBuf {
+    let local = updraft_store::file_url_path(text).and_then(Result::ok);
+    if local.is_none() && text.contains("://") {
+        return PathBuf::from(text.trim_end_matches('/'));
+    }
+    let local = local.unwrap_or_else(|| text.into());
+    let absolute = std::path::absolute(&local).unwrap_or(local);
+    // What is not there yet lies in something that may be.
+    let existing = absolute.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match existing {
+        Some((above, canonical)) => match absolute.strip_prefix(above) {
+            Ok(rest) if rest.as_os_str().is_empty() => canonical,
+            Ok(rest) => canonical.join(rest),
+            Err(_) => absolute,
+        },
+        None => absolute,
+    }
+}
+
+/// Refuses to write into a folder whose files are the data: they would be taken for data the next time. Folders below one with a
+/// manifest or an index are not looked at.
+fn check_outside(source: &str, shards: &Shards, target: &str) -> Result<(), Failure> {
+    let is_listed = shards.version.is_none() && shards.facts.iter().all(|facts| facts.format != ShardFormat::Mds);
+    let (source, target) = (place(source), place(target));
+    let is_hidden =
+        |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"_") || name.as_encoded_bytes().starts_with(b".");
+    match target.strip_prefix(&source) {
+        Ok(below) if is_listed && !below.iter().any(is_hidden) => {
+            let message = format!("{} lies within the data of {}", target.display(), source.display());
+            Err(Failure::new(Kind::Usage, message)
+                .hint("what is written there would be taken for data the next time; choose a folder beside it"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `64MiB`, `1.5 GiB`, `800kB` or a number of bytes.

@@ -239,6 +239,43 @@ fn the_page_of_a_dataset_shows_pictures_and_needs_nothing_else() {
 }
 
 #[test]
+fn the_page_of_a_table_shows_what_is_missing_and_every_column_by_name() {
+    let workplace = Workplace::new();
+    let note = format!("{}ada@example.org", "long ".repeat(400));
+    std::fs::write(workplace.path("table.csv"), format!("age,note\n34,short\n,{note}\n51,<b>bold</b>\n")).unwrap();
+    let answer = workplace.json(&["data", "inspect", "table.csv", "--html", "page.html"]);
+    assert_eq!(answer["columns"][0]["missing"], 1);
+    let page = std::fs::read_to_string(workplace.path("page.html")).unwrap();
+    let samples = page.split("<h2>Samples</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+    for shown in ["<th>age</th>", "<th>note</th>", ">missing</span>", "&lt;b&gt;bold", "long…", "table.csv"] {
+        assert!(samples.contains(shown), "{shown}: {samples}");
+    }
+    assert!(!page.contains("ada@example.org"), "what is personal is masked before it is cut");
+}
+
+#[test]
+fn nothing_is_written_among_the_files_that_are_read() {
+    let workplace = Workplace::new();
+    std::fs::create_dir(workplace.path("source")).unwrap();
+    std::fs::write(workplace.path("source/a.csv"), "x\n1\n2\n").unwrap();
+    std::os::unix::fs::symlink(workplace.path("source"), workplace.path("link")).unwrap();
+    for arguments in [
+        ["data", "ingest", "source", "source/out"].as_slice(),
+        &["data", "ingest", "source", "link/deep/out"],
+        &["data", "ingest", "source", "link"],
+        &["data", "validate", "source", "--quarantine", "source/bad"],
+    ] {
+        let (code, message) = workplace.failure(arguments);
+        assert_eq!(code, 2, "{message}");
+        assert_eq!(std::fs::read_dir(workplace.path("source")).unwrap().count(), 1, "{arguments:?}");
+    }
+    // A folder that is passed over is beside the data, and one below a dataset with a manifest is not looked at.
+    workplace.json(&["data", "ingest", "source", "source/_set"]);
+    workplace.json(&["data", "ingest", "source", "source/_set/below"]);
+    assert_eq!(workplace.json(&["data", "inspect", "source"])["dataset"]["rows"], 2);
+}
+
+#[test]
 fn a_lifecycle_plan_deletes_only_what_no_version_names_and_only_by_its_digest() {
     let workplace = Workplace::new();
     let ingested = workplace.json(&["data", "ingest", &mnist(), "set", "--shard-rows", "5000"]);
@@ -468,8 +505,17 @@ fn a_lifecycle_plan_moves_objects_to_their_tier_and_the_dataset_stays_what_it_is
     for key in keys {
         assert_eq!(server.tier(&format!("set/{key}")).as_deref(), Some("STANDARD_IA"), "{key}");
     }
-    assert_eq!(server.objects(), before);
+    let mut after = server.objects();
+    assert!(after.remove("set/_lifecycle/tiers.json").is_some(), "the tiers are written down");
+    assert_eq!(after, before);
     assert_eq!(json(&["data", "bench", "s3://bucket/set"])["rows"], 10_000);
+    // The listing says no tiers, and what was moved is not moved again.
+    let again = json(&plan);
+    assert_eq!(again["plan"]["actions"], serde_json::json!([]));
+    assert_eq!(again["plan"]["left"][0][0], "already in STANDARD_IA");
+    let stale =
+        workplace.command(&[&plan[..], &["--apply", digest]].concat()).envs(environment(&server)).output().unwrap();
+    assert_eq!(stale.status.code(), Some(2), "{}", String::from_utf8_lossy(&stale.stderr));
 }
 
 /// What a verb asked of a store is what the store was asked, and what the price list says that this costs.

@@ -12,7 +12,7 @@ use updraft_data::manifest::Manifest;
 use updraft_data::shards::Shards;
 use updraft_data::write::WriteOptions;
 
-use super::{is_same_place, parse_bytes};
+use super::{check_outside, is_same_place, parse_bytes};
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 
@@ -125,6 +125,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         return Err(Failure::new(Kind::Usage, "source and target are the same".to_owned()));
     }
     let shards = Shards::open(&args.source, None, args.memory / 2, &context.access())?;
+    check_outside(&args.source, &shards, &args.target)?;
     let target = context.objects(&args.target)?;
     check_target(&target)?;
     let options = IngestOptions {
@@ -145,7 +146,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         inputs = not_yet_in(&target, inputs, &options)?;
     }
     let known = given - inputs.len();
-    if !args.no_verify && !inputs.is_empty() {
+    if !args.no_verify && !inputs.is_empty() && shards.digested_bytes() > 0 {
         verify(&shards, context)?;
     }
     let start_ns = context.clock.monotonic_ns();

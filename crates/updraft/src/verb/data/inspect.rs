@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use updraft_base::units;
 use updraft_data::shards::Shards;
 use updraft_data::statistics::{ColumnStatistics, NumberStatistics, is_label};
-use updraft_data::{Cells, Kind as CellKind, personal};
+use updraft_data::{Cells, Kind as CellKind, PartialCells, personal};
 
 use super::{label_of, parse_bytes, summarized};
 use crate::context::{Answer, Context};
@@ -200,8 +200,9 @@ const SAMPLED_BLOCKS: usize = 4;
 /// The longest side of a picture on the page; larger ones are made smaller.
 const PICTURE_SIDE: usize = 320;
 
-/// Characters of a text on the page.
+/// Characters of a text on the page, and bytes of it that are searched for what is personal.
 const TEXT_CHARACTERS: usize = 400;
+const TEXT_BYTES_SEARCHED: usize = 8 * TEXT_CHARACTERS;
 
 /// Rows spread over the dataset, as the page shows them.
 fn samples(shards: &Shards, count: usize) -> Result<Vec<Sample>, Failure> {
@@ -221,10 +222,16 @@ fn samples(shards: &Shards, count: usize) -> Result<Vec<Sample>, Failure> {
         let share = ((count * (at + 1) / taken - count * at / taken) as u64).min(rows);
         let numbers: Vec<u64> = (0..share).map(|i| first + i * rows / share).collect();
         let reader = &shards.readers[shard];
-        let cells = reader.read(&columns, &numbers)?;
+        let cells = reader.read_partial(&columns, &numbers)?;
         for (row, number) in numbers.iter().enumerate() {
             let kinds = shards.schema.columns.iter();
-            let shown = kinds.zip(&cells).map(|(column, cells)| cell(&column.name, &column.kind, cells, row)).collect();
+            let shown = kinds.zip(&cells).map(|(column, PartialCells { cells, gaps })| {
+                match gaps.iter().find(|gap| gap.row == row) {
+                    None => cell(&column.name, &column.kind, cells, row),
+                    Some(gap) => SampleCell::Gap { column: column.name.clone(), reason: gap.fault.clone() },
+                }
+            });
+            let shown = shown.collect();
             samples.push(Sample { place: reader.place(*number), cells: shown });
         }
     }
@@ -241,17 +248,23 @@ fn cell(column: &str, kind: &CellKind, cells: &Cells, row: usize) -> SampleCell 
     match cells {
         Cells::Bytes(cells) => {
             let bytes = &cells[row];
-            match updraft_data::picture_preview(bytes, PICTURE_SIDE) {
-                Some(preview) if *kind == CellKind::Bytes => SampleCell::Picture {
-                    mime: preview.mime,
-                    bytes: preview.bytes.to_vec(),
-                    is_small: preview.longer_side <= 64,
-                },
-                _ if *kind == CellKind::Text => {
-                    let text: String = String::from_utf8_lossy(bytes).chars().take(TEXT_CHARACTERS).collect();
-                    SampleCell::Text(personal::redacted(text.as_bytes()))
+            let preview = updraft_data::picture_preview(bytes, PICTURE_SIDE).filter(|_| *kind == CellKind::Bytes);
+            if let Some(preview) = preview {
+                let is_small = preview.longer_side <= 64;
+                return SampleCell::Picture { column, mime: preview.mime, bytes: preview.bytes.to_vec(), is_small };
+            }
+            // Formats that do not tell text from bytes have text as bytes.
+            let is_printed = |text: &str| text.chars().all(|c| !c.is_control() || c.is_whitespace());
+            match std::str::from_utf8(bytes).ok().filter(|text| *kind == CellKind::Text || is_printed(text)) {
+                Some(text) => {
+                    // What is personal is masked before it is cut, where a part of it might not be recognised.
+                    let cut = text.floor_char_boundary(TEXT_BYTES_SEARCHED);
+                    let shown: String =
+                        personal::redacted(&text.as_bytes()[..cut]).chars().take(TEXT_CHARACTERS).collect();
+                    let is_cut = cut < text.len() || text.chars().count() > TEXT_CHARACTERS;
+                    SampleCell::Text { column, text: if is_cut { format!("{shown}…") } else { shown } }
                 }
-                _ => SampleCell::Value { column, value: units::bytes(bytes.len() as u64) },
+                None => SampleCell::Value { column, value: units::bytes(bytes.len() as u64) },
             }
         }
         Cells::Numbers(tensor) => {

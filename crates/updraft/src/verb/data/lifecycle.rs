@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde_json::json;
 use updraft_base::{Digest, units};
 use updraft_data::lifecycle::{
-    Configuration, LifecycleRules, Plan, Prices, Provider, Usage, configuration, live_objects, plan, read_access_log,
+    Action, Configuration, LifecycleRules, Plan, Prices, Provider, Usage, configuration, live_objects, moved_tiers,
+    note_moved, plan, read_access_log,
 };
-use updraft_store::{Objects, StoreError};
+use updraft_store::{ObjectFacts, Objects, StoreError};
 
 use super::{malformed, read_text};
 use crate::context::{Answer, Context};
@@ -39,7 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     rules: PathBuf,
 
-    /// Readings: CSV with the columns `key` and `read_unix_ms`, a line each.
+    /// Readings, from the provider's access logs: CSV with the columns `key` and `read_unix_ms`, a line each. What was read
+    /// before the first of them is not known, so no object counts as idle for longer.
     #[arg(long, value_name = "FILE")]
     access_log: Option<PathBuf>,
 
@@ -53,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
 
-    /// The tier that the objects are in [default: the provider's warmest].
+    /// The tier that the objects are in [default: the provider's warmest]; those that `--apply` moved before are in theirs.
     #[arg(long, value_name = "TIER")]
     from_tier: Option<String>,
 
@@ -104,7 +106,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         return Err(Failure::new(Kind::Usage, format!("{} has no tier `{tier}`; it has {known}", provider.name())));
     }
     let now_ms = context.clock.now_unix_ms();
-    let accesses = match &args.access_log {
+    let log = match &args.access_log {
         None => None,
         Some(path) => {
             let text = std::fs::read(path).map_err(|e| Failure::io("read", path, &e))?;
@@ -113,7 +115,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     };
     let objects = context.objects(&args.url)?;
     let listed = objects.list("")?;
-    let mut usage = Usage { accesses, ..Usage::default() };
+    let mut usage = Usage { log, tiers: moved_tiers(&objects, &listed)?, ..Usage::default() };
     live_objects(&objects, &listed, rules.live_versions, &mut usage)?;
     let plan = plan(&listed, &usage, &rules, provider, &prices, tier, now_ms)
         .map_err(|reason| malformed(&args.rules, reason))?;
@@ -133,24 +135,49 @@ fn apply(plan: &Plan, digest: &Digest, objects: &Objects, context: &Context) -> 
     }
     let task = context.progress.task("apply", plan.actions.len() as u64, "objects");
     let mut applied = Applied { deleted: 0, moved: 0, changed: Vec::new() };
+    let mut moved = Vec::new();
     for (done, action) in plan.actions.iter().enumerate() {
-        match objects.head(&action.key) {
-            Ok(found) if found.bytes == action.bytes && found.etag == action.etag => match &action.tier {
-                None => {
-                    objects.delete(&action.key)?;
-                    applied.deleted += 1;
-                }
-                Some(tier) if objects.set_tier(&action.key, tier, &found)? => applied.moved += 1,
-                Some(_) => applied.changed.push(action.key.clone()),
-            },
-            Ok(_) => applied.changed.push(action.key.clone()),
-            Err(StoreError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let acted = act(action, objects, &mut applied, &mut moved);
+        // What failed does not make what was moved before unknown.
+        let is_last = acted.is_err() || done + 1 == plan.actions.len();
+        if !moved.is_empty() && (is_last || moved.len() == NOTED_MAX) {
+            note_moved(objects, &moved)?;
+            moved.clear();
         }
+        acted?;
         task.at(done as u64 + 1, String::new);
     }
     task.finish();
     Ok(applied)
+}
+
+/// Objects that are moved before the list of what was moved is written again: as many could be moved twice after a kill.
+const NOTED_MAX: usize = 64;
+
+/// Does one thing of a plan, where the object is still what was planned.
+fn act(
+    action: &Action,
+    objects: &Objects,
+    applied: &mut Applied,
+    moved: &mut Vec<(ObjectFacts, String)>,
+) -> Result<(), Failure> {
+    match objects.head(&action.key) {
+        Ok(found) if found.bytes == action.bytes && found.etag == action.etag => match &action.tier {
+            None => {
+                objects.delete(&action.key)?;
+                applied.deleted += 1;
+            }
+            Some(tier) if objects.set_tier(&action.key, tier, &found)? => {
+                applied.moved += 1;
+                moved.push((objects.head(&action.key)?, tier.clone()));
+            }
+            Some(_) => applied.changed.push(action.key.clone()),
+        },
+        Ok(_) => applied.changed.push(action.key.clone()),
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 fn answer(

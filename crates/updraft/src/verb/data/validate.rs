@@ -11,7 +11,7 @@ use updraft_data::validate::{Check, Rules, ValidateOptions, Validation, earlier_
 use updraft_data::{DataError, ShardFormat, ShardReader};
 
 use super::inspect::{card, column_json};
-use super::{label_of, malformed, parse_bytes, read_text, summarized};
+use super::{check_outside, label_of, malformed, parse_bytes, read_text, summarized};
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 use crate::output;
@@ -41,7 +41,9 @@ pub struct Args {
     #[arg(long, value_name = "VERSION_OR_URL")]
     against: Option<String>,
 
-    /// A dataset that must have no row in common with this one, such as the training data of a test set. Repeat for more.
+    /// A dataset that must have no row in common with this one, such as the training data of a test set. Repeat for more. Rows
+    /// are the same by all columns, or by the `identity` of the rules; pictures and texts that are nearly the same are counted
+    /// too.
     #[arg(long, value_name = "URL")]
     apart_from: Vec<String>,
 
@@ -73,6 +75,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     }
     let access = context.access();
     let shards = Shards::open(&args.url, None, args.memory, &access).map_err(failure)?;
+    if let Some(target) = &args.quarantine {
+        check_outside(&args.url, &shards, target)?;
+    }
     let quarantine_target = args.quarantine.as_ref().map(|url| context.objects(url)).transpose()?;
     let earlier = quarantine_target.as_ref().map(earlier_quarantine).transpose()?.unwrap_or_default();
     let before = args.against.as_ref().map(|against| statistics_before(args, against, context)).transpose()?;
@@ -94,8 +99,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     validation.checks.extend(changed_shards(&shards, context)?);
     let card = card(&args.url, &shards, context);
     if let Some(path) = &args.html {
-        let page =
-            validate_page(&card, &validation, label_of(&validation.statistics), before.as_deref().unwrap_or_default());
+        let of_rules = |name: &String| validation.statistics.iter().find(|s| s.column == *name && s.values.is_some());
+        let label = match &rules.label {
+            Some(name) => of_rules(name),
+            None => label_of(&validation.statistics),
+        };
+        let page = validate_page(&card, &validation, label, before.as_deref().unwrap_or_default());
         output::write(path, page.as_bytes())?;
     }
     let quarantined = match &quarantine_target {
