@@ -127,7 +127,7 @@ pub(crate) enum Compression {
 impl Compression {
     /// What the end of a key says.
     pub(crate) fn of_key(key: &str) -> Option<Compression> {
-        match key.rsplit('.').next() {
+        match key.rsplit('.').next().map(str::to_ascii_lowercase).as_deref() {
             Some("gz" | "tgz") => Some(Compression::Gzip),
             Some("zst" | "zstd") => Some(Compression::Zstd),
             _ => None,

@@ -241,6 +241,7 @@ fn text_is_known_by_its_name_and_may_be_compressed() {
     for (name, content) in [
         ("a.csv", commas.into()),
         ("a.csv.gz", gzip(commas)),
+        ("B.CSV.GZ", gzip(commas)),
         ("a.csv.zst", zstd(commas)),
         ("a.tsv", tabs.into()),
         ("a.tsv.gz", gzip(tabs)),
