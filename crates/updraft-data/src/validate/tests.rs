@@ -266,7 +266,7 @@ fn what_nearly_equals_a_row_of_another_dataset_is_a_near_leak_and_what_equals_on
     let changed = LONG.replace("until", "before");
     let shards = [table("test", &[("one", 0), (&changed, 1), (LONG, 2), (LONG, 3), ("two", 0)], &[])];
     let train = vec![table("train", &[("three", 0), (LONG, 2)], &[])];
-    let found = validated(&shards, "[limits]\nnear_leaks = 0.3", &[train.clone()]);
+    let found = validated(&shards, "[limits]\nnear_leaks = 0.3", std::slice::from_ref(&train));
     assert_eq!(places(&found, "leak"), ["test, row 2"]);
     // The third has another label, so it is no equal row.
     assert_eq!(places(&found, "near leak"), ["test, row 1", "test, row 3"]);

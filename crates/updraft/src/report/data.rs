@@ -289,7 +289,7 @@ const VALUES_PLOTTED: usize = 20;
 /// The values of a column where all of its numbers were counted: infinities are not among them.
 fn counted(s: &ColumnStatistics) -> Option<&[(CellValue, u64)]> {
     let values = s.values.as_deref()?;
-    let all = s.numbers.as_ref().is_none_or(|n| n.count == values.iter().map(|(_, count)| count).sum());
+    let all = s.numbers.as_ref().is_none_or(|n| n.count == values.iter().map(|(_, count)| count).sum::<u64>());
     all.then_some(values)
 }
 
