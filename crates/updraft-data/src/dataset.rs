@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -88,6 +89,8 @@ struct PlannedTensor {
     columns: Vec<usize>,
     plan: Plan,
     cache: PictureCache,
+    /// What the largest cell so far took.
+    cell_bytes_max: AtomicU64,
     /// Batches that were used and given back.
     spare: Mutex<Vec<Tensor>>,
     /// Memory for pictures that no thread uses now.
@@ -98,6 +101,16 @@ struct PlannedTensor {
 const SPARE_MAX: usize = 4;
 
 impl PlannedTensor {
+    /// How many of so many cells take so much memory together, as far as the largest so far tells; at least one.
+    fn cells_in(&self, bytes: u64, cells: usize) -> usize {
+        let together = bytes.checked_div(self.cell_bytes_max.load(Ordering::Relaxed));
+        together.map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX)).clamp(1, cells.max(1))
+    }
+
+    fn saw_cell_of(&self, bytes: u64) {
+        self.cell_bytes_max.fetch_max(bytes, Ordering::Relaxed);
+    }
+
     fn take_spare(&self, dtype: DType, shape: &[usize]) -> Option<Tensor> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         (spare.dtype() == dtype && spare.shape() == shape).then_some(spare)
@@ -178,6 +191,7 @@ impl Dataset {
                 columns,
                 plan,
                 cache: PictureCache::default(),
+                cell_bytes_max: AtomicU64::new(0),
                 spare: Mutex::default(),
                 workspaces: Mutex::default(),
             });
@@ -223,9 +237,10 @@ impl Dataset {
         let first = match &self.pack {
             Some(pack) => {
                 pack::check(pack, self.tensors.len()).map_err(DataError::Loader)?;
+                self.weigh(&[0], &mut watch)?;
                 self.packed(pack, &[Vec::new()], &mut watch)?
             }
-            None => self.tensors_of(&[0], &Key::new(0), true, &mut watch)?,
+            None => self.tensors_of(&[0], &[0], &Key::new(0), true, &mut watch)?,
         };
         self.facts.tensors = first
             .iter()
@@ -268,10 +283,11 @@ impl Dataset {
     }
 
     /// The named tensors of some samples, stacked along a new first dimension. Random transforms draw from `key` and
-    /// the samples' numbers. Where a sample `comes_again`, its decoded picture is worth keeping.
+    /// what each row is numbered by. Where a sample `comes_again`, its decoded picture is worth keeping.
     pub(crate) fn tensors_of(
         &self,
         samples: &[u64],
+        numbers: &[u64],
         key: &Key,
         comes_again: bool,
         watch: &mut Stopwatch,
@@ -280,7 +296,9 @@ impl Dataset {
         for tensor in &self.tensors {
             let made = match &tensor.plan {
                 Plan::Picture(plan) => {
-                    self.pictures(tensor, plan, samples, &key.child(&tensor.name), comes_again, watch)?
+                    let keys = key.child(&tensor.name);
+                    let keys: Vec<Key> = numbers.iter().map(|number| keys.child_index(*number)).collect();
+                    self.pictures(tensor, plan, samples, &keys, comes_again, watch)?
                 }
                 Plan::Numbers(_) => self.numbers(tensor, samples, watch)?,
             };
@@ -289,7 +307,7 @@ impl Dataset {
         if let Some((mix, [pictures, labels])) = &self.mix {
             let refused = |reason| DataError::tensor(&mix.pictures, reason);
             let [pictures, labels] = out.get_disjoint_mut([*pictures, *labels]).map_err(|e| refused(e.to_string()))?;
-            augment::mix(mix, samples, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
+            augment::mix(mix, numbers, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
         }
         Ok(out)
     }
@@ -351,7 +369,7 @@ impl Dataset {
         self.source.advance(step);
     }
 
-    /// Whether samples of a batch are mixed with each other, so that whoever makes a part of it needs all of it.
+    /// Whether neighbouring samples of a batch are mixed with each other, so that whoever makes one needs both.
     pub(crate) fn pairs_samples(&self) -> bool {
         self.mix.is_some()
     }
@@ -359,6 +377,32 @@ impl Dataset {
     /// Memory for batches in the making.
     pub(crate) fn queue_bytes(&self) -> u64 {
         queue_share(self.memory_bytes)
+    }
+
+    /// Memory for what is read together of one batch: a few threads read at a time.
+    fn portion_bytes(&self) -> u64 {
+        self.queue_bytes() / 4
+    }
+
+    /// What is read together of a batch of pictures or documents, as far as the largest so far tells.
+    pub(crate) fn fetched_bytes(&self, samples: usize) -> u64 {
+        let bytes = |tensor: &PlannedTensor| {
+            let cell_bytes = tensor.cell_bytes_max.load(Ordering::Relaxed);
+            cell_bytes.saturating_mul(tensor.cells_in(self.portion_bytes(), samples) as u64)
+        };
+        self.tensors.iter().map(bytes).max().unwrap_or(0)
+    }
+
+    /// Refuses a list of the rows of an epoch that takes more than a quarter of the memory.
+    pub(crate) fn check_list(&self, needed_bytes: u64, samples: u64) -> Result<(), DataError> {
+        let (needed_bytes, allowed_bytes) = (needed_bytes.saturating_mul(4), self.memory_bytes.max(1 << 22));
+        if needed_bytes <= allowed_bytes {
+            return Ok(());
+        }
+        let what =
+            format!("a list of the rows of the first {samples} of {} samples, in a quarter of the memory,", self.len());
+        let advice = "raise it, or take a smaller part of the `rows`";
+        Err(DataError::Memory { path: self.path.clone(), what, needed_bytes, allowed_bytes, advice })
     }
 
     /// How rows are packed, where they are.
@@ -442,7 +486,7 @@ impl Dataset {
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
         let Plan::Numbers(steps) = &tensor.plan else { return Err(refused("pictures are not numbers".into())) };
         let mut read = self.source.read(&tensor.columns, samples)?;
-        watch.fetched_bytes += read.iter().map(Cells::memory_bytes).sum::<u64>();
+        watch.fetched(read.iter().map(Cells::memory_bytes).sum());
         watch.lap(Stage::Fetch);
         let mut cells =
             if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };

@@ -97,7 +97,8 @@ fn open_file(path: &Path, settings: &Tokenize) -> Result<(Kind, Option<Digest>),
     if let ModelWrapper::BPE(model) = tokenizer.get_model()
         && let Some(dropout) = model.dropout.filter(|dropout| *dropout != 0.0)
     {
-        let reason = format!("`model.dropout` of {dropout} makes other tokens of the same text each time; set it to null");
+        let reason =
+            format!("`model.dropout` of {dropout} makes other tokens of the same text each time; set it to null");
         return Err(named(reason));
     }
     // Length and padding are ours to say, not the file's.

@@ -12,10 +12,13 @@ use updraft_store::ReadObjects;
 use super::*;
 use crate::cache::{Cache, CacheOptions};
 use crate::config::DatasetConfig;
+use crate::lanes::Share;
 use crate::source::join::Join;
 use crate::source::{Cells, Opened, Source};
 
 mod memory;
+mod model;
+mod reading;
 
 /// Sample `s` is a list of up to 40 tokens `1000·s + i`, and a score in 0..10.
 struct Documents {
@@ -67,10 +70,19 @@ fn dataset(sources: &[Vec<u64>], recipe: Value) -> Arc<Dataset> {
         Box::new(part)
     });
     let source = Box::new(Join::new(parts.collect()));
-    let columns = vec!["tokens".to_owned(), "score".to_owned()];
-    let opened = Opened { source, columns, digest: Digest::of(b"made up"), vocabulary: None, classes: None };
     let blocks: Vec<usize> = sources.iter().map(Vec::len).collect();
-    Arc::new(Dataset::over(&config, Path::new(""), PathBuf::from("made up"), opened, &blocks).unwrap())
+    Arc::new(dataset_over(source, &["tokens", "score"], &blocks, &config).unwrap())
+}
+
+fn dataset_over(
+    source: Box<dyn Source>,
+    columns: &[&str],
+    blocks: &[usize],
+    config: &DatasetConfig,
+) -> Result<Dataset, DataError> {
+    let columns = columns.iter().map(|name| (*name).to_owned()).collect();
+    let opened = Opened { source, columns, digest: Digest::of(b"made up"), vocabulary: None, classes: None };
+    Dataset::over(config, Path::new(""), PathBuf::from("made up"), opened, blocks)
 }
 
 /// The ways in which samples become rows, each with the sources it is tried on.
@@ -139,6 +151,49 @@ fn global_batches_are_the_same_for_any_number_of_ranks() {
                     assert_eq!(global(&loaders, step as u64), *expected, "{name}: {count} ranks, step {step}");
                 }
                 assert!(loaders.iter().all(|l| l.steps_per_epoch() == one[0].steps_per_epoch()));
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_make_the_very_rows_of_the_batch_that_one_makes() {
+    let pictures = json!([
+        { "name": "image", "columns": ["score"], "transform": [{ "cast": "f32" }, { "reshape": [1, 1, 1] }] },
+        { "name": "label", "columns": ["score"], "transform": [{ "one_hot": 10 }] },
+    ]);
+    let sources = json!([{ "path": "a", "weight": 2 }, { "path": "b", "weight": 1 }]);
+    let mix = json!({ "mixup": 0.4 });
+    let mut ways = ways();
+    ways.push(("pairs", dataset(&[vec![37; 40]], json!({ "tensors": pictures, "mix": mix }))));
+    let mixed = json!({ "tensors": pictures, "mix": mix, "sources": sources });
+    ways.push(("pairs of a mixture", dataset(&[vec![37; 40], vec![25; 4]], mixed)));
+    let rows = |batch: &Batch| -> Vec<Vec<Vec<u8>>> {
+        let row = |row: usize| {
+            let bytes = |t: &Tensor| t.bytes().chunks_exact(t.byte_len() / t.shape()[0]).nth(row).unwrap().to_vec();
+            batch.tensors.iter().map(|(_, t)| bytes(t)).collect()
+        };
+        (0..batch.tensors[0].1.shape()[0]).map(row).collect()
+    };
+    for (name, dataset) in ways {
+        for (batch, lanes) in [(48, 24), (24, 48)] {
+            let options = options(batch, lanes);
+            let one = Loader::new(dataset.clone(), options.clone()).unwrap();
+            for count in [2, 3, 4, 6, 8] {
+                // A slot has even numbers of neighbours where 24 are shared by so many.
+                if name.starts_with("pairs") && count == 8 {
+                    continue;
+                }
+                let loaders = ranks(&dataset, &options, count);
+                for step in [0, 1, 36, 37, 38, 60] {
+                    let expected = rows(&one.batch(step).unwrap());
+                    for (rank, loader) in loaders.iter().enumerate() {
+                        let share = Share::new(lanes, batch as u64, rank, &vec![1; count]).unwrap();
+                        let own = (0..).zip(&expected).filter(|(row, _)| share.has_row(*row)).map(|(_, row)| row);
+                        let made = rows(&loader.batch(step).unwrap());
+                        assert!(made.iter().eq(own), "{name}: rank {rank} of {count}, step {step}");
+                    }
+                }
             }
         }
     }
@@ -311,6 +366,29 @@ fn a_token_says_what_differs_and_what_may_be_accepted() {
     assert_eq!(mixed([1.0, 2.0], json!([{ "from": 9 * 48, "weights": [0.0, 1.0] }])).resume(&token).unwrap(), 9);
     assert!(mixed([1.0, 2.0], json!([{ "from": 8 * 48, "weights": [0.0, 1.0] }])).resume(&token).is_err());
 
+    let of_other_data = Loader::new(dataset(&[vec![100; 11]], score.clone()), options(48, 24)).unwrap();
+    let token = plain.token(9).unwrap();
+    assert!(of_other_data.resume(&token).unwrap_err().to_string().contains("the number of samples was 1000"));
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut token = serde_json::to_value(&token).unwrap();
+        change(&mut token);
+        serde_json::from_value::<LoaderToken>(token)
+            .map_err(|e| e.to_string())
+            .and_then(|token| plain.resume(&token).map_err(|e| e.to_string()))
+    };
+    assert_eq!(changed(&|_| {}), Ok(9));
+    for (field, value, word) in [
+        ("format", json!(2), "the format of the loader's state was 2 and is now 1"),
+        ("dataset", json!(Digest::of(b"other")), "the dataset was"),
+        ("shuffle", json!("none"), "the shuffle"),
+        ("next_step", json!(u64::MAX), "the next step"),
+        ("carried", json!({ "0": { "at": 3 } }), "what is carried was of lane 0"),
+        ("lane_count", json!(1), "unknown field `lane_count`"),
+    ] {
+        let error = changed(&|token| token[field] = value.clone()).unwrap_err();
+        assert!(error.contains(word), "{field}: {error}");
+    }
+
     // One rank's token is not enough for all lanes.
     let (_, packed) = ways().pop().unwrap();
     let two = ranks(&packed, &options(48, 24), 2);
@@ -318,6 +396,39 @@ fn a_token_says_what_differs_and_what_may_be_accepted() {
     let error = ranks(&packed, &options(48, 24), 1)[0].resume(&tokens[0]).unwrap_err().to_string();
     assert!(error.contains("lane 12") && error.contains("merge"), "{error}");
     assert!(LoaderToken::merge(&[tokens[0].clone(), tokens[0].clone()]).is_err());
+}
+
+#[test]
+fn what_lanes_cannot_carry_is_refused() {
+    for (name, dataset) in ways() {
+        if !dataset.is_many_to_one() {
+            continue;
+        }
+        let loader = &ranks(&dataset, &options(48, 24), 1)[0];
+        let token = serde_json::to_value(loader.token(3).unwrap()).unwrap();
+        let samples = dataset.len();
+        let refused = |lane: &str, carried: Value| {
+            let mut token = token.clone();
+            token["carried"][lane] = carried;
+            let token: LoaderToken = serde_json::from_value(token).unwrap();
+            loader.resume(&token).unwrap_err().to_string()
+        };
+        let piece = |sample: u64, offset: u64, len: u64| json!([sample, offset, len]);
+        for (carried, word) in [
+            (json!({ "at": u64::MAX }), "samples taken"),
+            (json!({ "at": 1, "rest": piece(samples, 0, 1) }), &*format!("sample {samples}")),
+            (json!({ "at": 1, "rest": piece(0, u64::MAX, 2) }), "tokens after"),
+            (json!({ "at": 1, "rest": piece(0, 1, 0) }), "0 tokens after 1"),
+            (json!({ "at": 1, "open": [[piece(0, 0, 64)]] }), "open row"),
+            (json!({ "at": 1, "open": [[]] }), "open row"),
+            (json!({ "at": 1, "open": vec![[piece(0, 0, 1)]; 5] }), "5 open rows"),
+        ] {
+            let error = refused("7", carried.clone());
+            assert!(error.contains("what is carried") && error.contains("lane 7"), "{name}: {carried}: {error}");
+            assert!(error.contains(word), "{name}: {carried}: {error}");
+        }
+        assert!(refused("24", json!({ "at": 1 })).contains("of lane 24"), "{name}");
+    }
 }
 
 #[test]
@@ -331,12 +442,32 @@ fn orders_that_cannot_be_are_refused() {
     assert!(refused(numbers(), LoaderOptions { ranks: 2, lanes: None, ..options(48, 1) }).contains("need `lanes`"));
     assert!(refused(numbers(), LoaderOptions { ranks: 2, rank: 2, ..options(48, 24) }).contains("does not exist"));
     assert!(refused(numbers(), LoaderOptions { ranks: 50, ..options(48, 24) }).contains("none of the 24 lanes"));
+    let transform = json!([{ "cast": "f32" }, { "reshape": [1, 1, 1] }]);
+    let pairs = json!({
+        "tensors": [
+            { "name": "image", "columns": ["score"], "transform": transform },
+            { "name": "label", "columns": ["score"], "transform": [{ "one_hot": 10 }] },
+        ],
+        "mix": { "mixup": 1.0 },
+    });
+    let odd = refused(pairs, LoaderOptions { rank: 7, ranks: 8, ..options(48, 24) });
+    assert!(odd.contains("rank 7 of 8") && odd.contains("an even number"), "{odd}");
+    assert!(refused(numbers(), options((1 << 26) + 1, 1)).contains("at most 67108864"));
     let mix = json!([{ "path": "a", "weight": 1 }, { "path": "b", "weight": 1 }]);
     let mixed = json!({ "tensors": [{ "name": "score" }], "sources": mix });
     assert!(refused(mixed, options(48, 24)).contains("source 1 has 10 samples, too few for 24 lanes"));
     let none = json!({ "tensors": [{ "name": "score" }], "filter": [{ "column": "score", "at_least": 10 }] });
     let loader = Loader::new(dataset(&[vec![100; 10]], none.clone()), options(48, 24)).unwrap();
     assert!(loader.batch(0).unwrap_err().to_string().contains("no sample of lane 0 passes"));
+    let most = json!({ "tensors": [{ "name": "score" }], "filter": [{ "column": "score", "at_least": 1 }] });
+    let listed = |bytes: u64| {
+        let mut recipe = most.clone();
+        recipe["memory_bytes"] = bytes.into();
+        Loader::new(dataset(&[vec![1000; 100]], recipe), LoaderOptions { tail: Tail::Pad, ..options(48, 24) })
+    };
+    assert!(listed(64 << 20).is_ok());
+    let error = listed(16 << 20).unwrap_err().to_string();
+    assert!(error.contains("a list of the rows") && error.contains("`rows`"), "{error}");
     let listed = LoaderOptions { tail: Tail::Pad, ..options(48, 24) };
     assert!(refused(none, listed).contains("lets no sample through"));
 }
