@@ -14,7 +14,6 @@ use crate::config::{DatasetConfig, Mix, PackConfig, TensorConfig};
 use crate::error::{DataError, known_names};
 use crate::filter::Filter;
 use crate::mixture::Weights;
-use crate::order::Shuffle;
 use crate::picture::Workspace;
 use crate::source::place::is_url;
 use crate::source::{self, Access, Cells, Source};
@@ -22,9 +21,11 @@ use crate::stall::{Stage, Stopwatch};
 use crate::text::Vocabulary;
 use crate::transform::Plan;
 
+mod memory;
 mod pack;
 mod pictures;
 
+use memory::queue_share;
 use pictures::PictureCache;
 
 /// Samples, numbered from 0, each a few tensors.
@@ -103,8 +104,12 @@ const SPARE_MAX: usize = 4;
 impl PlannedTensor {
     /// How many of so many cells take so much memory together, as far as the largest so far tells; at least one.
     fn cells_in(&self, bytes: u64, cells: usize) -> usize {
-        let together = bytes.checked_div(self.cell_bytes_max.load(Ordering::Relaxed));
+        let together = bytes.checked_div(self.cell_bytes_max());
         together.map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX)).clamp(1, cells.max(1))
+    }
+
+    fn cell_bytes_max(&self) -> u64 {
+        self.cell_bytes_max.load(Ordering::Relaxed)
     }
 
     fn saw_cell_of(&self, bytes: u64) {
@@ -374,37 +379,6 @@ impl Dataset {
         self.mix.is_some()
     }
 
-    /// Memory for batches in the making.
-    pub(crate) fn queue_bytes(&self) -> u64 {
-        queue_share(self.memory_bytes)
-    }
-
-    /// Memory for what is read together of one batch: a few threads read at a time.
-    fn portion_bytes(&self) -> u64 {
-        self.queue_bytes() / 4
-    }
-
-    /// What is read together of a batch of pictures or documents, as far as the largest so far tells.
-    pub(crate) fn fetched_bytes(&self, samples: usize) -> u64 {
-        let bytes = |tensor: &PlannedTensor| {
-            let cell_bytes = tensor.cell_bytes_max.load(Ordering::Relaxed);
-            cell_bytes.saturating_mul(tensor.cells_in(self.portion_bytes(), samples) as u64)
-        };
-        self.tensors.iter().map(bytes).max().unwrap_or(0)
-    }
-
-    /// Refuses a list of the rows of an epoch that takes more than a quarter of the memory.
-    pub(crate) fn check_list(&self, needed_bytes: u64, samples: u64) -> Result<(), DataError> {
-        let (needed_bytes, allowed_bytes) = (needed_bytes.saturating_mul(4), self.memory_bytes.max(1 << 22));
-        if needed_bytes <= allowed_bytes {
-            return Ok(());
-        }
-        let what =
-            format!("a list of the rows of the first {samples} of {} samples, in a quarter of the memory,", self.len());
-        let advice = "raise it, or take a smaller part of the `rows`";
-        Err(DataError::Memory { path: self.path.clone(), what, needed_bytes, allowed_bytes, advice })
-    }
-
     /// How rows are packed, where they are.
     pub(crate) fn pack(&self) -> Option<&PackConfig> {
         self.pack.as_ref()
@@ -413,40 +387,6 @@ impl Dataset {
     /// Whether samples are left out or joined, so that nobody knows the samples of a batch without reading those before.
     pub(crate) fn is_many_to_one(&self) -> bool {
         self.filter.is_some() || self.pack.is_some()
-    }
-
-    /// Refuses lanes and windows for which the same block would be read again and again.
-    pub(crate) fn check_lanes(&self, lanes: u64, shuffle: Shuffle) -> Result<(), DataError> {
-        // At the border of two windows both are read from; unshuffled, a lane reads one block at a time.
-        let blocks = match shuffle {
-            Shuffle::None => lanes.saturating_mul(2),
-            Shuffle::Global => u64::MAX,
-            Shuffle::Blocks(n) => n.max(1).saturating_mul(2).saturating_mul(lanes),
-        };
-        let needed_bytes = self.source.resident_bytes(blocks);
-        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
-            return Ok(());
-        }
-        let what = format!("reading {lanes} lanes, two windows each,");
-        let advice = "raise it, take fewer lanes, or set `shuffle = { blocks = N }` with a smaller N";
-        Err(DataError::Memory { path: self.path.clone(), what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
-    }
-
-    /// Refuses an order for which the same block would be read again and again.
-    pub(crate) fn check_shuffle(&self, shuffle: Shuffle) -> Result<(), DataError> {
-        let (blocks, what) = match shuffle {
-            Shuffle::None => return Ok(()),
-            Shuffle::Global => (u64::MAX, "a global shuffle".to_owned()),
-            // At the border of two windows both are read from.
-            Shuffle::Blocks(n) => (n.saturating_mul(2), format!("a shuffle over {n} blocks, two windows at a time,")),
-        };
-        let needed_bytes = self.source.resident_bytes(blocks);
-        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
-            return Ok(());
-        }
-        let advice = "raise it, or set `shuffle = { blocks = N }` with a smaller N";
-        let path = self.path.clone();
-        Err(DataError::Memory { path, what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
     }
 
     /// Lists that all are of one length, as the rows of a tensor.
@@ -508,11 +448,6 @@ impl Dataset {
         watch.lap(Stage::Transform);
         Ok(cells)
     }
-}
-
-/// The part of the memory that batches in the making may take. What is given less than 1 MiB makes one at a time.
-fn queue_share(memory_bytes: u64) -> u64 {
-    if memory_bytes < 1 << 20 { 0 } else { memory_bytes / 4 }
 }
 
 /// The weights of the sources from each position on.
