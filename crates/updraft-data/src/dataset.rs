@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -13,7 +14,6 @@ use crate::config::{DatasetConfig, Mix, PackConfig, TensorConfig};
 use crate::error::{DataError, known_names};
 use crate::filter::Filter;
 use crate::mixture::Weights;
-use crate::order::Shuffle;
 use crate::picture::Workspace;
 use crate::source::place::is_url;
 use crate::source::{self, Access, Cells, Source};
@@ -21,9 +21,11 @@ use crate::stall::{Stage, Stopwatch};
 use crate::text::Vocabulary;
 use crate::transform::Plan;
 
+mod memory;
 mod pack;
 mod pictures;
 
+use memory::queue_share;
 use pictures::PictureCache;
 
 /// Samples, numbered from 0, each a few tensors.
@@ -88,6 +90,8 @@ struct PlannedTensor {
     columns: Vec<usize>,
     plan: Plan,
     cache: PictureCache,
+    /// What the largest cell so far took.
+    cell_bytes_max: AtomicU64,
     /// Batches that were used and given back.
     spare: Mutex<Vec<Tensor>>,
     /// Memory for pictures that no thread uses now.
@@ -98,6 +102,20 @@ struct PlannedTensor {
 const SPARE_MAX: usize = 4;
 
 impl PlannedTensor {
+    /// How many of so many cells take so much memory together, as far as the largest so far tells; at least one.
+    fn cells_in(&self, bytes: u64, cells: usize) -> usize {
+        let together = bytes.checked_div(self.cell_bytes_max());
+        together.map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX)).clamp(1, cells.max(1))
+    }
+
+    fn cell_bytes_max(&self) -> u64 {
+        self.cell_bytes_max.load(Ordering::Relaxed)
+    }
+
+    fn saw_cell_of(&self, bytes: u64) {
+        self.cell_bytes_max.fetch_max(bytes, Ordering::Relaxed);
+    }
+
     fn take_spare(&self, dtype: DType, shape: &[usize]) -> Option<Tensor> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         (spare.dtype() == dtype && spare.shape() == shape).then_some(spare)
@@ -178,6 +196,7 @@ impl Dataset {
                 columns,
                 plan,
                 cache: PictureCache::default(),
+                cell_bytes_max: AtomicU64::new(0),
                 spare: Mutex::default(),
                 workspaces: Mutex::default(),
             });
@@ -223,9 +242,10 @@ impl Dataset {
         let first = match &self.pack {
             Some(pack) => {
                 pack::check(pack, self.tensors.len()).map_err(DataError::Loader)?;
+                self.weigh(&[0], &mut watch)?;
                 self.packed(pack, &[Vec::new()], &mut watch)?
             }
-            None => self.tensors_of(&[0], &Key::new(0), true, &mut watch)?,
+            None => self.tensors_of(&[0], &[0], &Key::new(0), true, &mut watch)?,
         };
         self.facts.tensors = first
             .iter()
@@ -268,10 +288,11 @@ impl Dataset {
     }
 
     /// The named tensors of some samples, stacked along a new first dimension. Random transforms draw from `key` and
-    /// the samples' numbers. Where a sample `comes_again`, its decoded picture is worth keeping.
+    /// what each row is numbered by. Where a sample `comes_again`, its decoded picture is worth keeping.
     pub(crate) fn tensors_of(
         &self,
         samples: &[u64],
+        numbers: &[u64],
         key: &Key,
         comes_again: bool,
         watch: &mut Stopwatch,
@@ -280,7 +301,9 @@ impl Dataset {
         for tensor in &self.tensors {
             let made = match &tensor.plan {
                 Plan::Picture(plan) => {
-                    self.pictures(tensor, plan, samples, &key.child(&tensor.name), comes_again, watch)?
+                    let keys = key.child(&tensor.name);
+                    let keys: Vec<Key> = numbers.iter().map(|number| keys.child_index(*number)).collect();
+                    self.pictures(tensor, plan, samples, &keys, comes_again, watch)?
                 }
                 Plan::Numbers(_) => self.numbers(tensor, samples, watch)?,
             };
@@ -289,7 +312,7 @@ impl Dataset {
         if let Some((mix, [pictures, labels])) = &self.mix {
             let refused = |reason| DataError::tensor(&mix.pictures, reason);
             let [pictures, labels] = out.get_disjoint_mut([*pictures, *labels]).map_err(|e| refused(e.to_string()))?;
-            augment::mix(mix, samples, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
+            augment::mix(mix, numbers, &mut pictures.1, &mut labels.1, &key.child("mix")).map_err(refused)?;
         }
         Ok(out)
     }
@@ -351,14 +374,9 @@ impl Dataset {
         self.source.advance(step);
     }
 
-    /// Whether samples of a batch are mixed with each other, so that whoever makes a part of it needs all of it.
+    /// Whether neighbouring samples of a batch are mixed with each other, so that whoever makes one needs both.
     pub(crate) fn pairs_samples(&self) -> bool {
         self.mix.is_some()
-    }
-
-    /// Memory for batches in the making.
-    pub(crate) fn queue_bytes(&self) -> u64 {
-        queue_share(self.memory_bytes)
     }
 
     /// How rows are packed, where they are.
@@ -369,40 +387,6 @@ impl Dataset {
     /// Whether samples are left out or joined, so that nobody knows the samples of a batch without reading those before.
     pub(crate) fn is_many_to_one(&self) -> bool {
         self.filter.is_some() || self.pack.is_some()
-    }
-
-    /// Refuses lanes and windows for which the same block would be read again and again.
-    pub(crate) fn check_lanes(&self, lanes: u64, shuffle: Shuffle) -> Result<(), DataError> {
-        // At the border of two windows both are read from; unshuffled, a lane reads one block at a time.
-        let blocks = match shuffle {
-            Shuffle::None => lanes.saturating_mul(2),
-            Shuffle::Global => u64::MAX,
-            Shuffle::Blocks(n) => n.max(1).saturating_mul(2).saturating_mul(lanes),
-        };
-        let needed_bytes = self.source.resident_bytes(blocks);
-        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
-            return Ok(());
-        }
-        let what = format!("reading {lanes} lanes, two windows each,");
-        let advice = "raise it, take fewer lanes, or set `shuffle = { blocks = N }` with a smaller N";
-        Err(DataError::Memory { path: self.path.clone(), what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
-    }
-
-    /// Refuses an order for which the same block would be read again and again.
-    pub(crate) fn check_shuffle(&self, shuffle: Shuffle) -> Result<(), DataError> {
-        let (blocks, what) = match shuffle {
-            Shuffle::None => return Ok(()),
-            Shuffle::Global => (u64::MAX, "a global shuffle".to_owned()),
-            // At the border of two windows both are read from.
-            Shuffle::Blocks(n) => (n.saturating_mul(2), format!("a shuffle over {n} blocks, two windows at a time,")),
-        };
-        let needed_bytes = self.source.resident_bytes(blocks);
-        if self.source.block_rows().len() == 1 || needed_bytes <= self.memory_bytes {
-            return Ok(());
-        }
-        let advice = "raise it, or set `shuffle = { blocks = N }` with a smaller N";
-        let path = self.path.clone();
-        Err(DataError::Memory { path, what, needed_bytes, allowed_bytes: self.memory_bytes, advice })
     }
 
     /// Lists that all are of one length, as the rows of a tensor.
@@ -442,7 +426,7 @@ impl Dataset {
         let refused = |reason: String| DataError::tensor(&tensor.name, reason);
         let Plan::Numbers(steps) = &tensor.plan else { return Err(refused("pictures are not numbers".into())) };
         let mut read = self.source.read(&tensor.columns, samples)?;
-        watch.fetched_bytes += read.iter().map(Cells::memory_bytes).sum::<u64>();
+        watch.fetched(read.iter().map(Cells::memory_bytes).sum());
         watch.lap(Stage::Fetch);
         let mut cells =
             if read.len() == 1 { read.remove(0) } else { Cells::Numbers(side_by_side(&read).map_err(refused)?) };
@@ -464,11 +448,6 @@ impl Dataset {
         watch.lap(Stage::Transform);
         Ok(cells)
     }
-}
-
-/// The part of the memory that batches in the making may take. What is given less than 1 MiB makes one at a time.
-fn queue_share(memory_bytes: u64) -> u64 {
-    if memory_bytes < 1 << 20 { 0 } else { memory_bytes / 4 }
 }
 
 /// The weights of the sources from each position on.

@@ -283,6 +283,11 @@ impl Share {
         self.owned.contains(&(row % self.slots))
     }
 
+    /// Whether of two neighbouring rows, the first of even number, both or neither belong to the rank.
+    pub fn keeps_pairs(&self) -> bool {
+        [self.slots, self.owned.start, self.owned.end].iter().all(|border| border.is_multiple_of(2))
+    }
+
     /// Whether a lane belongs to the rank.
     pub fn has_lane(&self, lane: u64) -> bool {
         self.owned.contains(&(lane % self.slots))

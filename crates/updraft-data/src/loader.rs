@@ -100,6 +100,9 @@ pub struct Batch {
     pub samples: Vec<u64>,
 }
 
+/// Far beyond what anybody trains with; a bound for what is counted row by row.
+const BATCH_SIZE_MAX: usize = 1 << 26;
+
 /// Makes the batches of a dataset. Clones share it.
 #[derive(Clone)]
 pub struct Loader {
@@ -135,8 +138,10 @@ impl Loader {
         options: LoaderOptions,
         clock: Option<Arc<dyn Clock>>,
     ) -> Result<Loader, DataError> {
-        if options.batch_size == 0 {
-            return Err(DataError::Loader("a batch needs at least one sample".into()));
+        if !(1..=BATCH_SIZE_MAX).contains(&options.batch_size) {
+            let reason =
+                format!("a batch of {} samples; it has at least one and at most {BATCH_SIZE_MAX}", options.batch_size);
+            return Err(DataError::Loader(reason));
         }
         let planner = Planner::new(&dataset, &options)?;
         let end_step = AtomicU64::new(u64::MAX);
@@ -172,7 +177,7 @@ impl Loader {
 
     /// What the rows of one step are made of: samples, or pieces of them where rows are packed. Padding is left out.
     pub fn pieces(&self, step: u64) -> Result<Vec<Vec<Piece>>, DataError> {
-        let plan = self.shared.planner.batch(&self.shared.dataset, step, &|| false)?;
+        let plan = self.shared.planner.batch(&self.shared.dataset, step, &mut Stopwatch::start(None), &|| false)?;
         Ok(match plan.rows {
             RowPlan::Packed(rows) => rows.into_iter().filter(|row| !row.is_empty()).collect(),
             RowPlan::Samples(_) => {
@@ -235,14 +240,14 @@ impl Loader {
     fn make(&self, step: u64, is_stopped: &dyn Fn() -> bool) -> Result<Made, DataError> {
         let Shared { dataset, planner, clock, end_step, .. } = &*self.shared;
         let mut watch = Stopwatch::start(clock.as_deref());
-        let BatchPlan { epoch, key, samples, rows } = planner.batch(dataset, step, is_stopped)?;
+        let BatchPlan { epoch, key, numbers, samples, rows } = planner.batch(dataset, step, &mut watch, is_stopped)?;
         watch.lap(crate::stall::Stage::Fetch);
         let tensors = match (&rows, dataset.pack()) {
             (RowPlan::Packed(rows), Some(pack)) => dataset.packed(pack, rows, &mut watch)?,
             (RowPlan::Samples(rows), _) => {
                 let comes_again = planner.repeats()
                     && (epoch + 1).saturating_mul(self.steps_per_epoch()) < end_step.load(Ordering::Relaxed);
-                dataset.tensors_of(rows, &key, comes_again, &mut watch)?
+                dataset.tensors_of(rows, &numbers, &key, comes_again, &mut watch)?
             }
             (RowPlan::Packed(_), None) => unreachable!("rows are packed where the dataset says how"),
         };
@@ -254,7 +259,7 @@ impl Loader {
         let tensors = &self.shared.dataset.facts().tensors;
         let row: u64 =
             tensors.iter().map(|t| (t.shape.iter().product::<usize>() * t.dtype.size_in_memory()) as u64).sum();
-        row * self.batch_size() as u64
+        row * self.batch_size() as u64 + self.shared.dataset.fetched_bytes(self.batch_size())
     }
 }
 

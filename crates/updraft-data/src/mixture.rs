@@ -85,8 +85,11 @@ impl Mixture {
             if weights.len() != sources {
                 return Err(format!("{} weights from position {from} for {sources} sources", weights.len()));
             }
-            if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().sum::<f64>() <= 0.0 {
-                return Err(format!("weights from position {from} must be at least 0, and one above it: {weights:?}"));
+            let sum = weights.iter().sum::<f64>();
+            if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || sum <= 0.0 || !sum.is_finite() {
+                return Err(format!(
+                    "weights from position {from} must be at least 0, one above it, and their sum finite: {weights:?}"
+                ));
             }
             let used: Vec<(usize, f64)> = weights.iter().copied().enumerate().filter(|(_, w)| *w > 0.0).collect();
             let mut segment = Segment { from: *from, nodes: Vec::new(), only: used[0].0 };
@@ -288,6 +291,7 @@ mod tests {
             (constant(&[0.0, 0.0]), "above it"),
             (constant(&[1.0, f64::NAN]), "at least 0"),
             (constant(&[1.0, -1.0]), "at least 0"),
+            (constant(&[f64::MAX, f64::MAX]), "sum finite"),
             ([constant(&[1.0, 1.0]), constant(&[1.0, 1.0])].concat(), "follow"),
         ] {
             let error = Mixture::new(&Key::new(0), 2, 8, &changes).unwrap_err();

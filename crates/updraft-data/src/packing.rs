@@ -48,6 +48,44 @@ pub struct LaneState {
     pub open: Vec<Vec<Piece>>,
 }
 
+impl LaneState {
+    /// Holds a state that was kept against what lays documents into rows, and the number of samples.
+    ///
+    /// # Errors
+    /// What is in it, and what could be.
+    pub(crate) fn check(&self, packer: Option<&Packer>, samples: u64) -> Result<(), [String; 2]> {
+        // Far beyond what any training takes, and far below where counting further would overflow.
+        if self.cursor > 1 << 62 {
+            return Err([format!("{} samples taken", self.cursor), "at most 2^62".into()]);
+        }
+        let pieces = self.rest.iter().chain(self.open.iter().flatten());
+        for Piece { sample, offset, len } in pieces {
+            if *sample >= samples {
+                return Err([format!("sample {sample}"), format!("of {samples} samples")]);
+            }
+            if *len == 0 || offset.checked_add(*len).is_none() {
+                return Err([format!("{len} tokens after {offset}"), "a piece of a document".into()]);
+            }
+        }
+        let (rows_max, length) = match packer {
+            None if self.rest.is_some() => return Err(["the rest of a document".into(), "not packed".into()]),
+            None => (0, 0),
+            Some(Packer { length, fill: Fill::Cut }) => (1, *length),
+            Some(Packer { length, fill: Fill::Whole { open_rows } }) => ((*open_rows).max(1), *length),
+        };
+        if self.open.len() > rows_max {
+            return Err([format!("{} open rows", self.open.len()), format!("of {rows_max} at most")]);
+        }
+        let is_open = |row: &Vec<Piece>| {
+            row.iter().try_fold(0u64, |sum, p| sum.checked_add(p.len)).is_some_and(|sum| (1..length).contains(&sum))
+        };
+        match self.open.iter().all(is_open) {
+            true => Ok(()),
+            false => Err(["an open row without a token or without room".into(), format!("of {length} tokens")]),
+        }
+    }
+}
+
 /// How documents are laid into rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packer {

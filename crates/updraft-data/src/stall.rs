@@ -125,7 +125,7 @@ pub(crate) struct Stopwatch<'a> {
     clock: Option<&'a dyn Clock>,
     last_ns: u64,
     pub(crate) times: StageTimes,
-    /// Bytes that were read.
+    /// Bytes that were read together, at most.
     pub(crate) fetched_bytes: u64,
 }
 
@@ -137,6 +137,16 @@ impl<'a> Stopwatch<'a> {
             times: StageTimes::default(),
             fetched_bytes: 0,
         }
+    }
+
+    /// So many bytes were read together.
+    pub(crate) fn fetched(&mut self, bytes: u64) {
+        self.fetched_bytes = self.fetched_bytes.max(bytes);
+    }
+
+    /// The time since the last lap was spent on nothing that belongs to this batch.
+    pub(crate) fn skip(&mut self) {
+        self.last_ns = self.clock.map_or(0, Clock::monotonic_ns);
     }
 
     /// The time since the last lap was spent on `stage`.

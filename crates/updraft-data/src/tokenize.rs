@@ -27,7 +27,7 @@ enum Kind {
 }
 
 /// Far beyond any model's context; a bound for what is padded.
-const LENGTH_MAX: usize = 1 << 24;
+pub(crate) const LENGTH_MAX: usize = 1 << 24;
 
 impl Tokenizer {
     /// Reads the tokenizer's file, whose path starts at `base` if it is relative.
@@ -40,7 +40,7 @@ impl Tokenizer {
         }
         let (kind, digest) = match &settings.file {
             None => (Kind::Bytes, None),
-            Some(file) => open_file(&base.join(file), settings.special_tokens)?,
+            Some(file) => open_file(&base.join(file), settings)?,
         };
         Ok(Tokenizer { kind, length: settings.length, pad: settings.pad, output: settings.output, digest })
     }
@@ -88,18 +88,37 @@ impl Tokenizer {
 }
 
 #[cfg(feature = "tokenizers")]
-fn open_file(path: &Path, special_tokens: bool) -> Result<(Kind, Option<Digest>), String> {
+fn open_file(path: &Path, settings: &Tokenize) -> Result<(Kind, Option<Digest>), String> {
+    use tokenizers::{ModelWrapper, PostProcessor, TruncationParams};
+
     let named = |reason: String| format!("{}: {reason}", path.display());
     let bytes = std::fs::read(path).map_err(|e| named(e.to_string()))?;
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| named(e.to_string()))?;
+    if let ModelWrapper::BPE(model) = tokenizer.get_model()
+        && let Some(dropout) = model.dropout.filter(|dropout| *dropout != 0.0)
+    {
+        let reason =
+            format!("`model.dropout` of {dropout} makes other tokens of the same text each time; set it to null");
+        return Err(named(reason));
+    }
     // Length and padding are ours to say, not the file's.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| named(e.to_string()))?;
+    let added = tokenizer.get_post_processor().map_or(0, |template| template.added_tokens(false));
+    if let Some(max_length) = settings.length.filter(|_| settings.special_tokens && added > 0) {
+        if max_length < added {
+            return Err(named(format!("adds {added} special tokens, which `length = {max_length}` has no room for")));
+        }
+        // Cut before the template, or the token that ends a text would be what is cut off.
+        let truncation = TruncationParams { max_length, ..TruncationParams::default() };
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| named(e.to_string()))?;
+    }
+    let special_tokens = settings.special_tokens;
     Ok((Kind::File { tokenizer: Box::new(tokenizer), special_tokens }, Some(Digest::of(&bytes))))
 }
 
 #[cfg(not(feature = "tokenizers"))]
-fn open_file(path: &Path, _: bool) -> Result<(Kind, Option<Digest>), String> {
+fn open_file(path: &Path, _: &Tokenize) -> Result<(Kind, Option<Digest>), String> {
     Err(format!(
         "{}: this program was built without tokenizer files; build it with the feature `tokenizers`, or leave `file` out \
          for a token a byte",

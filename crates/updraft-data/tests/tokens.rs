@@ -62,14 +62,34 @@ fn files_of_tokenizers_give_the_numbers_of_the_python_package() {
     let (_dir, path) = csv(&lines);
     let plain = "{ file = \"tokenizer.json\", length = 200, pad = -1, special_tokens = false }";
     let special = "{ file = \"tokenizer.json\", length = 200, pad = -1 }";
-    let tensors = batch(open(&path, &[plain, special]).unwrap(), cases.len());
-    for (tensor, which) in tensors.iter().zip(["plain", "special"]) {
-        for (row, case) in tensor.as_slice::<i64>().unwrap().chunks_exact(200).zip(&cases) {
+    let cut = "{ file = \"tokenizer.json\", length = 8, pad = -1 }";
+    let tensors = batch(open(&path, &[plain, special, cut]).unwrap(), cases.len());
+    for (tensor, which) in tensors.iter().zip(["plain", "special", "cut"]) {
+        for (row, case) in tensor.as_slice::<i64>().unwrap().chunks_exact(tensor.shape()[1]).zip(&cases) {
             let expected: Vec<i64> = case[which].as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect();
             assert_eq!(row[..expected.len()], expected, "{}", case["text"]);
             assert!(row[expected.len()..].iter().all(|n| *n == -1));
         }
     }
+}
+
+#[cfg(feature = "tokenizers")]
+#[test]
+fn files_that_draw_at_random_and_lengths_without_room_are_refused() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokens");
+    let (dir, path) = csv(&["abc"]);
+    let refused = |json: &str, length: usize| {
+        std::fs::write(dir.path().join("t.json"), json).unwrap();
+        let file = format!("{{ file = {:?}, length = {length} }}", dir.path().join("t.json"));
+        open(&path, &[&file]).err()
+    };
+    let json = std::fs::read_to_string(fixtures.join("tokenizer.json")).unwrap();
+    let dropout = json.replace("\"dropout\":null", "\"dropout\":0.1");
+    assert_ne!(dropout, json);
+    let error = refused(&dropout, 8).unwrap();
+    assert!(error.contains("t.json") && error.contains("`model.dropout` of 0.1"), "{error}");
+    assert!(refused(&json, 1).unwrap().contains("adds 2 special tokens"));
+    assert_eq!(refused(&json, 2), None);
 }
 
 #[cfg(feature = "tokenizers")]

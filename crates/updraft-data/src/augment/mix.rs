@@ -31,11 +31,11 @@ enum Share {
     Cutmix([usize; 4]),
 }
 
-/// Mixes pictures `[n, channels, height, width]` and labels `[n, classes]` of a batch, both `f32`. `key` belongs to the
-/// epoch, and a pair draws by the number of its first sample.
+/// Mixes pictures `[n, channels, height, width]` and labels `[n, classes]` of a batch, both `f32`. A pair draws
+/// from `key` by the number of its first row.
 pub(crate) fn mix(
     settings: &Mix,
-    samples: &[u64],
+    numbers: &[u64],
     pictures: &mut Tensor,
     labels: &mut Tensor,
     key: &Key,
@@ -48,7 +48,7 @@ pub(crate) fn mix(
             labels.shape()
         ));
     };
-    if count != samples.len() || labelled != samples.len() || classes == 0 {
+    if count != numbers.len() || labelled != numbers.len() || classes == 0 {
         return Err(format!("{count} pictures and {labelled} labels of {classes} classes cannot be mixed"));
     }
     let floats =
@@ -57,8 +57,8 @@ pub(crate) fn mix(
     let pictures = pictures.as_mut_slice::<f32>().map_err(floats)?;
     let labels = labels.as_mut_slice::<f32>().map_err(floats)?;
     let pairs = pictures.chunks_exact_mut(2 * picture_len).zip(labels.chunks_exact_mut(2 * classes));
-    for ((pictures, labels), samples) in pairs.zip(samples.chunks_exact(2)) {
-        let mut draws = Draws::new(&key.child_index(samples[0]));
+    for ((pictures, labels), numbers) in pairs.zip(numbers.chunks_exact(2)) {
+        let mut draws = Draws::new(&key.child_index(numbers[0]));
         let Some(share) = draw(settings, height, width, &mut draws) else { continue };
         let (first, second) = pictures.split_at_mut(picture_len);
         let own = match share {
@@ -212,6 +212,36 @@ mod tests {
             assert!((mean - 0.5).abs() < 5.0 * (expected / N as f64).sqrt(), "{alpha} {mean}");
             assert!((variance - expected).abs() < 5.0 * 0.25 / (N as f64).sqrt(), "{alpha} {variance}");
         }
+    }
+
+    #[test]
+    fn pairs_are_mixed_as_often_and_as_much_as_settings_say() {
+        const N: u64 = 4000;
+        let draw_of = |choice: &Mix, pair: u64| draw(choice, 900, 700, &mut Draws::new(&Key::new(2).child_index(pair)));
+        let shares = |choice: Mix| -> Vec<Option<Share>> { (0..N).map(|pair| draw_of(&choice, pair)).collect() };
+        // Five standard deviations of a count.
+        let is_likely = |count: usize, chance: f64| {
+            (count as f64 - N as f64 * chance).abs() <= 5.0 * (N as f64 * chance * (1.0 - chance)).sqrt()
+        };
+        let both = shares(Mix { probability: 0.8, ..settings(Some(1.0), Some(1.0)) });
+        assert!(is_likely(both.iter().flatten().count(), 0.8));
+        assert!(is_likely(both.iter().filter(|s| matches!(s, Some(Share::Mixup(_)))).count(), 0.4));
+        // Of a side s of 1 around a place anywhere, s - s²/4 lies within. With s² uniform, as it is for an alpha of 1, the
+        // area is 1/2 - 1/5 + 1/48 on average.
+        let areas: Vec<f64> = shares(settings(None, Some(1.0)))
+            .into_iter()
+            .map(|share| match share {
+                Some(Share::Cutmix([top, left, height, width])) if top + height <= 900 && left + width <= 700 => {
+                    (height * width) as f64 / (900.0 * 700.0)
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let mean = areas.iter().sum::<f64>() / N as f64;
+        let deviation = (areas.iter().map(|a| (a - mean).powi(2)).sum::<f64>() / N as f64).sqrt();
+        // Sides are cut off to whole pixels, which is a part in 350 of the area at most.
+        let expected = 0.5 - 0.2 + 1.0 / 48.0;
+        assert!((mean - expected).abs() < 5.0 * deviation / (N as f64).sqrt() + 0.003, "{mean}");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use super::rand_augment::{ALL, Operation};
 use super::*;
 use crate::config::Filter;
 
+mod draws;
+
 /// Channels of waves with some noise, which no operation leaves alone.
 fn picture(height: usize, width: usize, channels: usize) -> Picture {
     let pixels = (0..height * width * channels)

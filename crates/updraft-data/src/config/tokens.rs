@@ -13,8 +13,8 @@ pub struct Tokenize {
     /// number the byte's value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// Tokens of each sample: longer text is cut, shorter text padded. Without it samples are lists of any length, to be
-    /// packed into sequences.
+    /// Tokens of each sample: longer text is cut, between its special tokens, and shorter text padded. Without it samples
+    /// are lists of any length, to be packed into sequences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<usize>,
     /// The number that pads.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use updraft_base::Key;
 use updraft_graph::Tensor;
 
@@ -13,13 +14,13 @@ use crate::source::Cells;
 use crate::stall::{Stage, Stopwatch};
 
 impl Dataset {
-    /// The pictures of some samples as one tensor, \[samples, channels, height, width\].
+    /// The pictures of some samples as one tensor, \[samples, channels, height, width\], each varied by its key.
     pub(super) fn pictures(
         &self,
         tensor: &PlannedTensor,
         plan: &PicturePlan,
         samples: &[u64],
-        key: &Key,
+        keys: &[Key],
         comes_again: bool,
         watch: &mut Stopwatch,
     ) -> Result<Tensor, DataError> {
@@ -31,29 +32,23 @@ impl Dataset {
                 reason,
             }
         };
-        let missing: Vec<u64> = samples.iter().copied().filter(|s| tensor.cache.get(*s).is_none()).collect();
-        let read = self.source.read(&[column], &missing)?.pop();
-        watch.fetched_bytes += read.as_ref().map_or(0, Cells::memory_bytes);
-        let mut encoded = match read {
-            Some(Cells::Bytes(cells)) => cells.into_iter(),
-            Some(Cells::Numbers(t)) if t.is_empty() => Vec::new().into_iter(),
-            _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
-        };
-        watch.lap(Stage::Fetch);
+        // Which are kept is looked up once, as other threads keep more meanwhile.
+        let kept: Vec<Option<Arc<Picture>>> = samples.iter().map(|s| tensor.cache.get(*s).cloned()).collect();
+        let missing: Vec<u64> = samples.iter().zip(&kept).filter(|(_, k)| k.is_none()).map(|(s, _)| *s).collect();
+        let mut missing = &missing[..];
+        let mut encoded = Vec::new().into_iter();
 
         let mut workspace = tensor.take_workspace();
         let mut batch: Option<(Tensor, [usize; 3])> = None;
         for (index, sample) in samples.iter().enumerate() {
-            let kept = tensor.cache.get(*sample).cloned();
-            let prepared = match kept {
-                // Cached since `missing` was listed: then its cell must still be taken off the list.
-                Some(picture) => {
-                    if missing.contains(sample) {
-                        encoded.next();
-                    }
-                    Prepared::Kept(picture)
-                }
+            let prepared = match &kept[index] {
+                Some(picture) => Prepared::Kept(picture.clone()),
                 None => {
+                    if encoded.len() == 0 {
+                        let (now, later) = missing.split_at(tensor.cells_in(self.portion_bytes(), missing.len()));
+                        encoded = self.encoded(tensor, now, watch)?.into_iter();
+                        missing = later;
+                    }
                     let cell = encoded.next().unwrap_or_default();
                     let picture = plan.prepare(&cell, &mut workspace).map_err(failed(*sample))?;
                     if comes_again {
@@ -68,7 +63,7 @@ impl Dataset {
                     Prepared::Kept(shared) => Picture::clone(&shared),
                     Prepared::Own(picture) => picture,
                 };
-                let varied = plan.vary(own, &key.child_index(*sample), &mut workspace);
+                let varied = plan.vary(own, &keys[index], &mut workspace);
                 Prepared::Own(varied.map_err(failed(*sample))?)
             } else {
                 prepared
@@ -104,6 +99,18 @@ impl Dataset {
             Some((stacked, _)) => Ok(stacked),
             None => Err(DataError::tensor(&tensor.name, "a batch of no samples")),
         }
+    }
+
+    /// The files of some samples.
+    fn encoded(&self, tensor: &PlannedTensor, samples: &[u64], watch: &mut Stopwatch) -> Result<Vec<Bytes>, DataError> {
+        let cells = match self.source.read(&tensor.columns[..1], samples)?.pop() {
+            Some(Cells::Bytes(cells)) => cells,
+            _ => return Err(DataError::tensor(&tensor.name, "a column of numbers cannot be decoded")),
+        };
+        tensor.saw_cell_of(cells.iter().map(Bytes::len).max().unwrap_or(0) as u64);
+        watch.fetched(cells.iter().map(|cell| cell.len() as u64).sum());
+        watch.lap(Stage::Fetch);
+        Ok(cells)
     }
 }
 

@@ -10,19 +10,20 @@
 //! Only a stage has state: where each lane stands. It is kept for the steps that are being made, so that asking for the
 //! state after a step costs nothing; any other step's is found by going on from the nearest one before.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use updraft_base::{Key, Permutation};
 
-use super::stream::Stream;
+use super::stream::{Stream, no_lanes};
 use super::{LoaderOptions, Tail};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::lanes::{LaneEpoch, Lanes, Share};
 use crate::order::{EpochOrder, Order, Shuffle};
 use crate::packing::{LaneState, Packer, Piece};
+use crate::stall::Stopwatch;
 
 /// The rows of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +40,9 @@ const WEIGHED_AT_ONCE: u64 = 1024;
 /// What a batch is made of.
 pub(crate) struct BatchPlan {
     pub epoch: u64,
-    /// What random transforms draw from.
+    /// What random transforms draw from, each row by its number.
     pub key: Key,
+    pub numbers: Vec<u64>,
     /// The first sample of each row that is not padding.
     pub samples: Vec<u64>,
     pub rows: RowPlan,
@@ -60,8 +62,17 @@ pub(crate) struct Planner {
 enum OrderKind {
     Epochs(Epochs),
     Stream(Stream),
-    List(Vec<Vec<Piece>>),
+    List(List),
     Growing(Growing),
+}
+
+/// Rows laid out in full.
+#[derive(Default)]
+struct List {
+    /// The pieces of all rows, one row after the other.
+    pieces: Vec<Piece>,
+    /// Where the pieces of each row end.
+    ends: Vec<usize>,
 }
 
 /// Windows of blocks, one after the other.
@@ -102,15 +113,19 @@ impl Planner {
         if options.ranks > 1 && lanes.is_none() {
             return refused(format!("{} ranks need `lanes` to share", options.ranks));
         }
-        if options.ranks > 1 && dataset.pairs_samples() {
-            return refused("`mix` makes samples of pairs of the whole batch, which several ranks do not have".into());
-        }
         let weights = if options.speeds.is_empty() { vec![1; options.ranks.max(1)] } else { options.speeds.clone() };
         if weights.len() != options.ranks.max(1) {
             return refused(format!("{} speeds for {} ranks", weights.len(), options.ranks));
         }
         let share = lanes.map(|lanes| Share::new(lanes, batch_size, options.rank, &weights)).transpose();
         let share = share.map_err(DataError::Loader)?;
+        if options.ranks > 1 && dataset.pairs_samples() && share.as_ref().is_some_and(|share| !share.keeps_pairs()) {
+            return refused(format!(
+                "`mix` makes samples of two neighbouring rows, and rank {} of {} would have one without the other: take lanes \
+                 of which every rank gets an even number",
+                options.rank, options.ranks
+            ));
+        }
         let mixes = !dataset.weights().is_empty();
         let is_list = dataset.is_many_to_one() && !mixes && options.tail != Tail::Wrap;
         if dataset.is_followed() && options.shuffle == Shuffle::Global {
@@ -134,9 +149,9 @@ impl Planner {
             OrderKind::Growing(Growing { key, window_blocks, starts: Mutex::new(Arc::new([0])) })
         } else if is_list {
             let order = Order::new(options.seed, dataset.block_samples(), options.shuffle).epoch(0);
-            let rows = list(dataset, &order)?;
-            epoch_rows = rows.len() as u64;
-            OrderKind::List(rows)
+            let list = List::of(dataset, &order)?;
+            epoch_rows = list.ends.len() as u64;
+            OrderKind::List(list)
         } else if mixes || dataset.is_many_to_one() {
             OrderKind::Stream(Stream::new(dataset, options, lanes.unwrap_or(1), share.as_ref())?)
         } else {
@@ -188,6 +203,7 @@ impl Planner {
         &self,
         dataset: &Dataset,
         step: u64,
+        watch: &mut Stopwatch,
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<BatchPlan, DataError> {
         let epoch = step / self.steps_per_epoch();
@@ -196,21 +212,22 @@ impl Planner {
                 let order = epochs.order(epoch);
                 let (samples, rows) = self.of_epoch(step, |position| order.sample_at(position));
                 let key = self.augment.child_index(epoch);
-                Ok(BatchPlan { epoch, key, samples, rows: RowPlan::Samples(rows) })
+                Ok(BatchPlan { epoch, key, numbers: rows.clone(), samples, rows: RowPlan::Samples(rows) })
             }
             OrderKind::List(list) => {
-                let row = |position: u64| list[position as usize].clone();
-                let (real, rows) = self.of_epoch(step, row);
+                let (real, rows) = self.of_epoch(step, |position| list.row(position));
+                let numbers = rows.iter().map(|row| first_sample(row)).collect();
                 let samples = real.iter().map(|row| first_sample(row)).collect();
                 let rows = match dataset.pack() {
                     Some(_) => {
                         // Padding is no document, so that its targets count for nothing.
                         let empty = rows.len() - real.len();
-                        RowPlan::Packed(real.into_iter().chain(std::iter::repeat_n(Vec::new(), empty)).collect())
+                        let real = real.into_iter().map(<[Piece]>::to_vec);
+                        RowPlan::Packed(real.chain(std::iter::repeat_n(Vec::new(), empty)).collect())
                     }
                     None => RowPlan::Samples(rows.iter().map(|row| first_sample(row)).collect()),
                 };
-                Ok(BatchPlan { epoch, key: self.augment.child_index(epoch), samples, rows })
+                Ok(BatchPlan { epoch, key: self.augment.child_index(epoch), numbers, samples, rows })
             }
             OrderKind::Growing(growing) => {
                 let positions =
@@ -218,19 +235,26 @@ impl Planner {
                 let rows: Vec<u64> =
                     positions.map(|at| growing.sample_at(dataset, at, is_stopped)).collect::<Result<_, _>>()?;
                 let key = self.augment.child("growing").child_index(step);
-                Ok(BatchPlan { epoch: 0, key, samples: rows.clone(), rows: RowPlan::Samples(rows) })
+                Ok(BatchPlan {
+                    epoch: 0,
+                    key,
+                    numbers: rows.clone(),
+                    samples: rows.clone(),
+                    rows: RowPlan::Samples(rows),
+                })
             }
             OrderKind::Stream(stream) => {
-                // A sample may come twice in the time of an epoch, and should not look the same both times.
-                let key = self.augment.child("stream").child_index(step);
+                // A sample may come twice in the time of an epoch, or in one batch, and should not look the same both times.
+                let key = self.augment.child("stream");
                 let own = (0..self.batch_size).filter(|row| self.has_row(*row));
-                let rows = stream.rows(dataset, step, own)?;
+                let numbers = own.clone().map(|row| step * self.batch_size + row).collect();
+                let rows = stream.rows(dataset, step, own, watch, is_stopped)?;
                 let samples = rows.iter().map(|row| first_sample(row)).collect();
                 let rows = match dataset.pack() {
                     Some(_) => RowPlan::Packed(rows),
                     None => RowPlan::Samples(rows.iter().map(|row| first_sample(row)).collect()),
                 };
-                Ok(BatchPlan { epoch, key, samples, rows })
+                Ok(BatchPlan { epoch, key, numbers, samples, rows })
             }
         }
     }
@@ -309,11 +333,16 @@ impl Planner {
     /// Goes on from where lanes stood before a step.
     ///
     /// # Errors
-    /// The number of a lane that is missing.
-    pub(crate) fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
+    /// What the states say, and what they would have to.
+    pub(crate) fn restore(
+        &self,
+        dataset: &Dataset,
+        step: u64,
+        states: &BTreeMap<u64, LaneState>,
+    ) -> Result<(), [String; 2]> {
         match &self.kind {
-            OrderKind::Stream(stream) => stream.restore(step, states),
-            OrderKind::Epochs(_) | OrderKind::List(_) | OrderKind::Growing(_) => Ok(()),
+            OrderKind::Stream(stream) => stream.restore(dataset, step, states),
+            OrderKind::Epochs(_) | OrderKind::List(_) | OrderKind::Growing(_) => no_lanes(states),
         }
     }
 
@@ -377,36 +406,54 @@ impl EpochKind {
     }
 }
 
-/// All rows of an epoch, in order.
-fn list(dataset: &Dataset, order: &EpochOrder) -> Result<Vec<Vec<Piece>>, DataError> {
-    let mut rows = Vec::new();
-    let packer = packer(dataset);
-    let mut state = LaneState::default();
-    let mut weighed: VecDeque<Piece> = VecDeque::new();
-    let mut next = 0;
-    loop {
-        while weighed.is_empty() && next < dataset.len() {
+impl List {
+    fn row(&self, position: u64) -> &[Piece] {
+        let number = position as usize;
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.pieces[start..self.ends[number]]
+    }
+
+    fn push(&mut self, row: &[Piece]) {
+        self.pieces.extend_from_slice(row);
+        self.ends.push(self.pieces.len());
+    }
+
+    /// What it takes, and may take while it grows into memory that is twice as large.
+    fn memory_bytes(&self) -> u64 {
+        (size_of_val(&*self.pieces) + size_of_val(&*self.ends)) as u64 * 3
+    }
+
+    /// All rows of an epoch, in order.
+    ///
+    /// # Errors
+    /// More rows than memory allows.
+    fn of(dataset: &Dataset, order: &EpochOrder) -> Result<List, DataError> {
+        let mut list = List::default();
+        let packer = packer(dataset);
+        let mut state = LaneState::default();
+        let mut next = 0;
+        while next < dataset.len() {
             let samples: Vec<u64> =
                 (next..(next + WEIGHED_AT_ONCE).min(dataset.len())).map(|p| order.sample_at(p)).collect();
             next += samples.len() as u64;
-            let lens = dataset.weigh(&samples)?;
-            let documents =
-                samples.iter().zip(lens).filter_map(|(s, len)| Some(Piece { sample: *s, offset: 0, len: len? }));
-            weighed.extend(documents);
-        }
-        let Some(document) = weighed.pop_front() else { break };
-        match &packer {
-            None => rows.push(vec![document]),
-            Some(packer) => {
-                let mut given = Some(document);
-                while let Ok(row) = packer.next_row(&mut state, |_| given.take().ok_or(())) {
-                    rows.push(row);
+            let lens = dataset.weigh(&samples, &mut Stopwatch::start(None))?;
+            for (sample, len) in samples.into_iter().zip(lens) {
+                let Some(document) = len.map(|len| Piece { sample, offset: 0, len }) else { continue };
+                match &packer {
+                    None => list.push(&[document]),
+                    Some(packer) => {
+                        let mut given = Some(document);
+                        while let Ok(row) = packer.next_row(&mut state, |_| given.take().ok_or(())) {
+                            list.push(&row);
+                        }
+                    }
                 }
             }
+            dataset.check_list(list.memory_bytes(), next)?;
         }
+        packer.iter().flat_map(|packer| packer.flush(&mut state)).for_each(|row| list.push(&row));
+        Ok(list)
     }
-    rows.extend(packer.iter().flat_map(|packer| packer.flush(&mut state)));
-    Ok(rows)
 }
 
 pub(super) fn packer(dataset: &Dataset) -> Option<Packer> {

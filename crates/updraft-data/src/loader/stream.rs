@@ -13,6 +13,7 @@ use crate::error::DataError;
 use crate::lanes::{LaneEpoch, Lanes, Share};
 use crate::mixture::Mixture;
 use crate::packing::{LaneState, Packer, Piece};
+use crate::stall::Stopwatch;
 
 /// Samples of a lane that are weighed together with those of other lanes.
 const WEIGHED_OF_A_LANE: usize = 8;
@@ -47,6 +48,7 @@ struct Stage {
     progress: Mutex<Progress>,
 }
 
+#[derive(Default)]
 struct Progress {
     /// Where lanes stand before some steps.
     known: BTreeMap<u64, Arc<BTreeMap<u64, LaneState>>>,
@@ -54,7 +56,19 @@ struct Progress {
     next_step: u64,
     states: BTreeMap<u64, LaneState>,
     ahead: BTreeMap<u64, VecDeque<Weighed>>,
+    /// The rows of steps that were passed on the way to later ones, for the threads that will ask for them.
+    passed: BTreeMap<u64, Vec<Vec<Piece>>>,
 }
+
+/// What a thread waits for that makes a batch, and notes how long it took.
+struct Making<'a, 'w> {
+    dataset: &'a Dataset,
+    watch: &'a mut Stopwatch<'w>,
+    is_stopped: &'a dyn Fn() -> bool,
+}
+
+/// Steps of which rows are kept for other threads, at most; as many as there can be threads.
+const PASSED_MAX: usize = 64;
 
 struct Weighed {
     /// The sample's index in its lane.
@@ -95,7 +109,7 @@ impl Stream {
             let owned: Vec<u64> = (0..lanes).filter(|lane| share.is_none_or(|s| s.has_lane(*lane))).collect();
             let states: BTreeMap<u64, LaneState> = owned.iter().map(|lane| (*lane, LaneState::default())).collect();
             let known = BTreeMap::from([(0, Arc::new(states.clone()))]);
-            let progress = Mutex::new(Progress { known, next_step: 0, states, ahead: BTreeMap::new() });
+            let progress = Mutex::new(Progress { known, states, ..Progress::default() });
             Stage { packer: packer(dataset), owned, progress }
         });
         Ok(Stream { sources, mixture, lanes, batch_size: options.batch_size as u64, stage })
@@ -120,6 +134,8 @@ impl Stream {
         dataset: &Dataset,
         step: u64,
         own_rows: impl Iterator<Item = u64>,
+        watch: &mut Stopwatch,
+        is_stopped: &dyn Fn() -> bool,
     ) -> Result<Vec<Vec<Piece>>, DataError> {
         let positions = own_rows.map(|row| step * self.batch_size + row);
         let Some(stage) = &self.stage else {
@@ -131,8 +147,14 @@ impl Stream {
         };
         let lanes: Vec<u64> = positions.map(|position| position % self.lanes).collect();
         let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        self.go_to(dataset, stage, &mut progress, step)?;
-        self.take_step(dataset, stage, &mut progress, &lanes)
+        // Whoever had it notes what was done meanwhile.
+        watch.skip();
+        if let Some(rows) = progress.passed.remove(&step) {
+            return Ok(rows);
+        }
+        let mut making = Making { dataset, watch, is_stopped };
+        self.go_to(&mut making, stage, &mut progress, step)?;
+        self.take_step(&mut making, stage, &mut progress, &lanes)
     }
 
     /// The blocks that some of the lanes need in a range of steps, each with its steps. Nothing where a stage drops or joins
@@ -201,20 +223,41 @@ impl Stream {
         if let Some(known) = progress.known.get(&step) {
             return Ok(BTreeMap::clone(known));
         }
-        self.go_to(dataset, stage, &mut progress, step)?;
+        let mut watch = Stopwatch::start(None);
+        let mut making = Making { dataset, watch: &mut watch, is_stopped: &|| false };
+        self.go_to(&mut making, stage, &mut progress, step)?;
         Ok(progress.states.clone())
     }
 
-    pub(super) fn restore(&self, step: u64, states: &BTreeMap<u64, LaneState>) -> Result<(), u64> {
-        let Some(stage) = &self.stage else { return Ok(()) };
+    /// Goes on from where lanes stood before a step.
+    ///
+    /// # Errors
+    /// What the states say, and what they would have to.
+    pub(super) fn restore(
+        &self,
+        dataset: &Dataset,
+        step: u64,
+        states: &BTreeMap<u64, LaneState>,
+    ) -> Result<(), [String; 2]> {
+        let Some(stage) = &self.stage else { return no_lanes(states) };
+        if let Some(lane) = states.keys().find(|lane| **lane >= self.lanes) {
+            return Err([format!("of lane {lane}"), format!("of {} lanes", self.lanes)]);
+        }
         let mut own = BTreeMap::new();
         for lane in &stage.owned {
             let state = states.get(lane).cloned().or_else(|| (step == 0).then(LaneState::default));
-            own.insert(*lane, state.ok_or(*lane)?);
+            let state = state.ok_or_else(|| {
+                let known = format!("{} lanes without lane {lane}", states.len());
+                [known, "a rank that owns it; merge the tokens of all ranks".into()]
+            })?;
+            state
+                .check(stage.packer.as_ref(), dataset.len())
+                .map_err(|[is, could_be]| [format!("{is} in lane {lane}"), could_be])?;
+            own.insert(*lane, state);
         }
         let known = BTreeMap::from([(step, Arc::new(own.clone()))]);
         let mut progress = stage.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        *progress = Progress { known, next_step: step, states: own, ahead: BTreeMap::new() };
+        *progress = Progress { known, next_step: step, states: own, ..Progress::default() };
         Ok(())
     }
 
@@ -226,23 +269,31 @@ impl Stream {
             if !kept.is_empty() {
                 progress.known = kept;
             }
+            progress.passed = progress.passed.split_off(&step);
         }
     }
 
     /// Brings the lanes to where they stand before a step.
-    fn go_to(&self, dataset: &Dataset, stage: &Stage, progress: &mut Progress, step: u64) -> Result<(), DataError> {
+    fn go_to(&self, making: &mut Making, stage: &Stage, progress: &mut Progress, step: u64) -> Result<(), DataError> {
         if progress.next_step != step {
             let Some((from, states)) = progress.known.range(..=step).next_back() else {
                 return Err(DataError::Loader(format!("step {step} lies before the step that was resumed from")));
             };
-            (progress.next_step, progress.states) = (*from, BTreeMap::clone(states));
-            progress.ahead.clear();
+            if *from != progress.next_step {
+                (progress.next_step, progress.states) = (*from, BTreeMap::clone(states));
+                progress.ahead.clear();
+            }
         }
         while progress.next_step < step {
             let first = progress.next_step * self.batch_size;
             let lanes = (first..first + self.batch_size).map(|position| position % self.lanes);
             let own: Vec<u64> = lanes.filter(|lane| stage.owned.binary_search(lane).is_ok()).collect();
-            self.take_step(dataset, stage, progress, &own)?;
+            let passed = progress.next_step;
+            let rows = self.take_step(making, stage, progress, &own)?;
+            progress.passed.insert(passed, rows);
+            if progress.passed.len() > PASSED_MAX {
+                progress.passed.pop_first();
+            }
         }
         Ok(())
     }
@@ -250,7 +301,7 @@ impl Stream {
     /// The rows of the next step, one from each of `lanes` in turn.
     fn take_step(
         &self,
-        dataset: &Dataset,
+        making: &mut Making,
         stage: &Stage,
         progress: &mut Progress,
         lanes: &[u64],
@@ -259,7 +310,7 @@ impl Stream {
         let Progress { states, ahead, .. } = progress;
         for lane in lanes {
             let mut state = states.remove(lane).unwrap_or_default();
-            let row = self.next_row(dataset, stage, *lane, &mut state, states, ahead);
+            let row = self.next_row(making, stage, *lane, &mut state, states, ahead);
             states.insert(*lane, state);
             match row {
                 Ok(row) => rows.push(row),
@@ -278,14 +329,14 @@ impl Stream {
 
     fn next_row(
         &self,
-        dataset: &Dataset,
+        making: &mut Making,
         stage: &Stage,
         lane: u64,
         state: &mut LaneState,
         others: &BTreeMap<u64, LaneState>,
         ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
     ) -> Result<Vec<Piece>, DataError> {
-        let mut next = |cursor: &mut u64| self.next_document(dataset, stage, lane, cursor, others, ahead);
+        let mut next = |cursor: &mut u64| self.next_document(making, stage, lane, cursor, others, ahead);
         match &stage.packer {
             Some(packer) => packer.next_row(state, next),
             None => next(&mut state.cursor).map(|document| vec![document]),
@@ -295,7 +346,7 @@ impl Stream {
     /// The next sample of a lane that the filter lets through, and that has any tokens.
     fn next_document(
         &self,
-        dataset: &Dataset,
+        making: &mut Making,
         stage: &Stage,
         lane: u64,
         cursor: &mut u64,
@@ -323,7 +374,7 @@ impl Stream {
                         return Err(DataError::Loader(reason));
                     }
                 }
-                None => self.weigh_ahead(dataset, stage, lane, *cursor, others, ahead)?,
+                None => self.weigh_ahead(making, stage, lane, *cursor, others, ahead)?,
             }
         }
     }
@@ -332,13 +383,16 @@ impl Stream {
     /// faster than one at a time.
     fn weigh_ahead(
         &self,
-        dataset: &Dataset,
+        making: &mut Making,
         stage: &Stage,
         lane: u64,
         cursor: u64,
         others: &BTreeMap<u64, LaneState>,
         ahead: &mut BTreeMap<u64, VecDeque<Weighed>>,
     ) -> Result<(), DataError> {
+        if (making.is_stopped)() {
+            return Err(DataError::Loader("nobody waits for this batch any more".into()));
+        }
         let mut wanted = Vec::new();
         for other in &stage.owned {
             let from = if *other == lane { Some(cursor) } else { others.get(other).map(|s| s.cursor) };
@@ -349,11 +403,19 @@ impl Stream {
             }
         }
         let samples: Vec<u64> = wanted.iter().map(|(_, _, sample)| *sample).collect();
-        let lens = dataset.weigh(&samples)?;
+        let lens = making.dataset.weigh(&samples, making.watch)?;
         for ((lane, index, sample), len) in wanted.into_iter().zip(lens) {
             ahead.entry(lane).or_default().push_back(Weighed { index, sample, len });
         }
         Ok(())
+    }
+}
+
+/// Only lanes with a stage carry anything.
+pub(super) fn no_lanes(states: &BTreeMap<u64, LaneState>) -> Result<(), [String; 2]> {
+    match states.keys().next() {
+        Some(lane) => Err([format!("of lane {lane}"), "nothing, for nothing is filtered or packed on the way".into()]),
+        None => Ok(()),
     }
 }
 

@@ -134,10 +134,15 @@ impl Loader {
     /// The step to go on from, whatever else has changed of what is listed.
     pub fn resume_accepting(&self, token: &LoaderToken, accept: &[Drift]) -> Result<u64, DataError> {
         token.check(&self.place(token.next_step), accept)?;
-        self.shared.planner.restore(token.next_step, &token.carried).map_err(|lane| DataError::Token {
+        let super::Shared { dataset, options, planner, .. } = &*self.shared;
+        if token.next_step.checked_mul(options.batch_size as u64).is_none() {
+            let (expected, found) = (token.next_step.to_string(), "below 2^64 samples".into());
+            return Err(DataError::Token { field: "the next step", expected, found });
+        }
+        planner.restore(dataset, token.next_step, &token.carried).map_err(|[expected, found]| DataError::Token {
             field: "what is carried",
-            expected: format!("{} lanes without lane {lane}", token.carried.len()),
-            found: "a rank that owns it; merge the tokens of all ranks".into(),
+            expected,
+            found,
         })?;
         Ok(token.next_step)
     }

@@ -417,6 +417,11 @@ fn bench_counts_every_row_of_an_epoch() {
     let workplace = Workplace::new();
     let recipe = workplace.json(&["data", "bench", ".", "--batch", "10"]);
     assert_eq!((recipe["steps"].as_u64(), recipe["rows"].as_u64()), (Some(10), Some(96)));
+    // What is filtered goes on as in training, into the next epoch: ten full batches, where 64 samples pass.
+    let filter = "path = \"train.npz\", filter = [{ column = \"label\", one_of = [0, 2] }]";
+    workplace.write_recipe(&RECIPE.replace("path = \"train.npz\"", filter));
+    let filtered = workplace.json(&["data", "bench", ".", "--batch", "10"]);
+    assert_eq!((filtered["steps"].as_u64(), filtered["rows"].as_u64()), (Some(10), Some(100)));
     let raw = workplace.json(&["data", "bench", &mnist()]);
     assert_eq!(raw["rows"], 10_000);
     assert!(raw["first_batch_ns"].as_u64() <= raw["elapsed_ns"].as_u64());

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use updraft_base::units;
 use updraft_data::shards::Shards;
-use updraft_data::{CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, StageTimes};
+use updraft_data::{
+    CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, StageTimes, Tail,
+};
 use updraft_train::waits::Waits;
 
 use super::parse_bytes;
@@ -85,13 +87,17 @@ fn load(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
         _ => Some(&section.train),
     };
     let missing = || Failure::new(Kind::Usage, format!("the recipe has no `[data.{}]`", args.split));
-    let dataset = Arc::new(Dataset::open_with(config.ok_or_else(missing)?, &loaded.folder, &context.access())?);
+    let config = config.ok_or_else(missing)?;
+    // Training begins to take what is filtered or packed before it has read all of it, and goes on without end.
+    let goes_on = args.split == "train" && (config.pack.is_some() || !config.filter.is_empty());
+    let dataset = Arc::new(Dataset::open_with(config, &loaded.folder, &context.access())?);
     let train = &loaded.recipe.train;
     let batch_size = args.batch.map_or(train.batch, |b| b as usize);
     let options = LoaderOptions {
         batch_size,
         seed: context.seed.unwrap_or(train.seed),
         shuffle: if args.in_order || args.split != "train" { Shuffle::None } else { train.shuffle },
+        tail: if goes_on { Tail::Wrap } else { Tail::Pad },
         threads: context.threads,
         ..LoaderOptions::default()
     };
