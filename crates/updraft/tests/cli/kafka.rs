@@ -305,7 +305,7 @@ fn what_cannot_be_followed_is_said() {
         (address.clone(), 3, "names no topic"),
         (format!("{address}/a b"), 3, "the topic's name may have"),
         (address.replace("kafka:", "kafka+ssl:") + "/clicks", 6, "closed the connection"),
-        (address.replace("kafka:", "kafkas:") + "/clicks", 2, "the URL of a stream begins with"),
+        (address.replace("kafka:", "kafkas:") + "/clicks", 3, "the URL of a stream begins with"),
         (address.replace("://", "://me@") + "/clicks", 3, "a user without a password"),
     ] {
         let (found, message) = workplace.failure(&["data", "follow", &url, "out", "--once", nowhere]);
