@@ -406,6 +406,9 @@ impl<S: Source> Follower<'_, S> {
     /// Makes a shard of the entries and commits it with the place that it reaches.
     fn seal(&mut self) -> Result<(), DataError> {
         let entries = std::mem::take(&mut self.open).entries;
+        if entries.is_empty() {
+            return Ok(());
+        }
         let name = |entry: &Entry<S::Id>| format!("{} {}", self.group, entry.id.name());
         match rows::rows(&entries, self.schema.as_ref(), &self.options.kinds, &name) {
             Ok(rows) => self.commit(&entries, rows),

@@ -285,6 +285,18 @@ fn parts_of_records_are_columns() {
 }
 
 #[test]
+fn keys_of_values_are_of_the_kinds_that_are_asked_for_also_where_no_record_has_come_yet() {
+    let (workplace, server, stream) = setting(1);
+    let follow = ["data", "follow", &stream, "out", "--once", "--value", "json", "--column", "n=f32"];
+    assert_eq!(workplace.json(&follow)["entries"].as_u64(), Some(0));
+    server.append(TOPIC, 0, &records(0..10));
+    server.append(TOPIC, 0, &[KafkaRecord::of("\n{\"n\":\n10.5}")]);
+    assert_eq!(workplace.json(&follow)["entries"].as_u64(), Some(11));
+    let schema = version(&workplace.path("out"), None).manifest.schema;
+    assert_eq!(schema.columns[0].kind.to_string(), "f32");
+}
+
+#[test]
 fn a_record_larger_than_a_shard_is_a_shard() {
     let (workplace, server, stream) = setting(1);
     for n in 0..4 {

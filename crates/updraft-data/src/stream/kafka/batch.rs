@@ -311,7 +311,7 @@ mod tests {
             std::io::Write::write_all(&mut bomb, &zeros).unwrap();
         }
         let (offset, reason) = records(batch(4, 1, &bomb.finish().unwrap()).into(), Vec::new(), 5, 0).unwrap_err();
-        assert_eq!((offset, reason.as_str()), (5, "the batch takes more than 256.0 MiB"));
+        assert_eq!((offset, reason.as_str()), (5, "the batch takes more than 256 MiB"));
         // Counts and lengths that are not there.
         for body in [&[][..], &[0xfe, 0xff, 0xff, 0xff, 0x0f], &[2, 0], &[1]] {
             let (offset, _) = records(batch(0, i32::MAX, body).into(), Vec::new(), 5, 0).unwrap_err();
