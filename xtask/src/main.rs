@@ -17,6 +17,7 @@ mod gradients;
 mod interop;
 mod python;
 mod stores;
+mod streams;
 mod tidy;
 
 /// Chores of the Updraft workspace.
@@ -36,6 +37,8 @@ enum Chore {
     Gradients(gradients::Arguments),
     /// Test stores against moto and Azurite, which are installed and started for it.
     Stores(stores::Arguments),
+    /// Test topics of Kafka's protocol against brokers and clients of others, which are installed and started for it.
+    Streams(streams::Arguments),
     /// Read datasets that the formats' originals write, and let them read ours.
     Interop(interop::Arguments),
     /// Check what compilers do not: layers, module headers, names of machines, the map in ARCHITECTURE.md.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(arguments) => fuzz::run(&root(), &arguments),
         Chore::Gradients(arguments) => gradients::run(&root(), &arguments),
         Chore::Stores(arguments) => stores::run(&root(), &arguments),
+        Chore::Streams(arguments) => streams::run(&root(), &arguments),
         Chore::Interop(arguments) => interop::run(&root(), &arguments),
         Chore::Tidy(arguments) => tidy::run(&root(), &arguments),
     };

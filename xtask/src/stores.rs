@@ -93,10 +93,10 @@ fn azurite(root: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// A server that is stopped when this goes.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
-    fn start(command: &mut Command, port: u16) -> Result<Server, Failure> {
+    pub(crate) fn start(command: &mut Command, port: u16) -> Result<Server, Failure> {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -131,6 +131,6 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> Result<u16, Failure> {
+pub(crate) fn free_port() -> Result<u16, Failure> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

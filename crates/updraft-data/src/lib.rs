@@ -55,7 +55,7 @@ pub mod schema;
 mod server;
 mod source;
 mod stall;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "redis", feature = "kafka"))]
 pub mod stream;
 mod text;
 mod tokenize;

@@ -76,13 +76,16 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamPlace {
-    /// The last entry of the version before, where there is one: a commit succeeds only where the dataset still stands there.
+    /// `last` of the version before, where there is one: a commit succeeds only where the dataset still stands there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// The last entry in the dataset.
+    /// Where the dataset stands: of Redis the id of its last entry, of Kafka the offset at which each partition goes on,
+    /// as in `0:1500,1:1498`.
     pub last: String,
-    /// Entries that the stream ever had up to that one, as the server counts; what it counts later and does not have was lost.
-    pub added: u64,
+    /// Of Redis, entries that the stream ever had up to that one, as the server counts; what it counts later and does not
+    /// have was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added: Option<u64>,
 }
 
 /// What is known about one shard.
@@ -349,7 +352,7 @@ impl Manifest {
         for (name, place) in &self.streams {
             let last = known.get(name).map(|place| &place.last);
             if last != place.after.as_ref() {
-                let shown = |id: Option<&String>| id.map_or("the beginning".to_owned(), |id| format!("entry {id}"));
+                let shown = |id: Option<&String>| id.map_or("the beginning".to_owned(), |id| format!("`{id}`"));
                 return Err(DataError::file(
                     ReadObjects::name(objects, LATEST).as_ref(),
                     format!(

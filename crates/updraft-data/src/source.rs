@@ -30,7 +30,7 @@ mod folder;
 mod growing;
 pub(crate) mod input;
 pub(crate) mod join;
-mod jsonl;
+pub(crate) mod jsonl;
 mod known;
 pub(crate) mod mds;
 mod numpy;

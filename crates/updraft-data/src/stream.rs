@@ -1,19 +1,23 @@
-//! Streams of Redis into shards of a dataset, each entry exactly once.
+//! Streams into shards of a dataset, each entry exactly once.
 //!
 //! # Design
 //!
-//! The dataset is where the place in the stream is kept, not the server: a segment of the manifest holds the shard and the id
-//! of its last entry, so both are there or neither is. Whatever is killed, the next follower reads on after the last
-//! entry that the dataset has. A shard that was put and not committed is named by no manifest and stays aside. Two
-//! followers at once do not double either: a commit says after which entry its shard begins, and fails where the dataset
+//! The dataset is where the place in the stream is kept, not the server: a segment of the manifest holds the shard and the
+//! place behind its last entry, so both are there or neither is. Whatever is killed, the next follower reads on after the
+//! last entry that the dataset has. A shard that was put and not committed is named by no manifest and stays aside. Two
+//! followers at once do not double either: a commit says after which place its shard begins, and fails where the dataset
 //! has come further.
 //!
 //! A segment is never rewritten: entries that come late are a new one, and older versions stay readable. What the server
-//! dropped before it was read is noticed by its own count of entries ever added, and is an error that says how many.
+//! dropped before it was read is an error that says how much. Servers differ in where entries come from and what a place
+//! is, which is the trait [`Source`]; all else is here, once.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use updraft_base::{Clock, Digest, Hasher};
 use updraft_store::Objects;
 
@@ -23,9 +27,11 @@ use crate::manifest::{Manifest, StreamPlace, Version};
 use crate::schema::{Kind, Schema};
 use crate::source::shard::ShardFormat;
 use crate::write::WriteOptions;
-use reader::{Entry, EntryId, Facts, Reader};
 
-mod reader;
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "redis")]
+mod redis;
 mod rows;
 
 /// Part of every shard's digest: another number where the same entries become other bytes.
@@ -33,9 +39,6 @@ const VERSION: &str = "1";
 
 /// Bytes of entries that are asked for at once, about.
 const REQUEST_BYTES: u64 = 4 << 20;
-
-/// Entries that are asked for at once, at most.
-const REQUEST_ENTRIES: u64 = 4096;
 
 /// How long to wait for an entry before looking at the time again.
 const WAIT_MS: u64 = 1000;
@@ -60,6 +63,82 @@ pub struct FollowOptions {
     pub accept_loss: bool,
     /// How long a server may be away.
     pub patience_ms: u64,
+    /// What of Kafka's records is kept.
+    pub records: RecordOptions,
+}
+
+/// What of a record of Kafka is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordOptions {
+    /// What becomes a column.
+    pub fields: Vec<RecordField>,
+    /// What becomes of the value.
+    pub value: ValueForm,
+    /// Whether records without a value are left out. Otherwise they are an error.
+    pub skip_tombstones: bool,
+}
+
+impl Default for RecordOptions {
+    fn default() -> RecordOptions {
+        RecordOptions { fields: vec![RecordField::Value], value: ValueForm::Cell, skip_tombstones: false }
+    }
+}
+
+/// A part of a record of Kafka. Its text is the name of its column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordField {
+    /// What its producer chose its partition by.
+    Key,
+    /// What it says.
+    Value,
+    /// When it was made, or when the broker got it, in milliseconds since 1970, as the topic has it.
+    TimestampMs,
+    /// Its partition.
+    Partition,
+    /// Its number in the partition.
+    Offset,
+    /// A header of this name.
+    Header(String),
+}
+
+impl fmt::Display for RecordField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordField::Key => f.write_str("key"),
+            RecordField::Value => f.write_str("value"),
+            RecordField::TimestampMs => f.write_str("timestamp_ms"),
+            RecordField::Partition => f.write_str("partition"),
+            RecordField::Offset => f.write_str("offset"),
+            RecordField::Header(name) => write!(f, "header.{name}"),
+        }
+    }
+}
+
+impl FromStr for RecordField {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RecordField, String> {
+        let header = text.strip_prefix("header.").filter(|name| !name.is_empty());
+        match text {
+            "key" => Ok(RecordField::Key),
+            "value" => Ok(RecordField::Value),
+            "timestamp_ms" => Ok(RecordField::TimestampMs),
+            "partition" => Ok(RecordField::Partition),
+            "offset" => Ok(RecordField::Offset),
+            _ => header.map(|name| RecordField::Header(name.to_owned())).ok_or_else(|| {
+                format!("`{text}` is none of key, value, timestamp_ms, partition, offset and header.NAME")
+            }),
+        }
+    }
+}
+
+/// What becomes of the values of Kafka's records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueForm {
+    /// A cell each.
+    Cell,
+    /// JSON objects, whose keys are columns.
+    Json,
 }
 
 /// When following ends.
@@ -84,14 +163,16 @@ pub struct Followed {
     pub bytes: u64,
     /// Entries that were gone before they were read, where that was accepted.
     pub lost: u64,
-    /// The last entry in the dataset, from earlier or now.
+    /// Records without a value that were left out.
+    pub skipped: u64,
+    /// The place in the stream that the dataset has reached, earlier or now.
     pub last: Option<String>,
     /// The version with all of them.
     pub version: Option<Digest>,
 }
 
-/// Follows `redis://[user:password@]host[:port]/STREAM[?db=N]` into the dataset at `target`. `progress` is told of the entries
-/// read and of those committed.
+/// Follows `redis://[user:password@]host[:port]/STREAM[?db=N]` or `kafka://[user:password@]host[:port]/TOPIC`, with
+/// `kafka+ssl` for TLS, into the dataset at `target`. `progress` is told of the entries read and of those committed.
 ///
 /// # Errors
 /// [`DataError::Server`] where the server is away for too long, [`DataError::Stream`] where entries are gone, or are of a stream
@@ -102,61 +183,143 @@ pub fn follow(
     target: &Objects,
     options: &FollowOptions,
     clock: &dyn Clock,
+    progress: impl FnMut(u64, u64),
+) -> Result<Followed, DataError> {
+    let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+    match scheme {
+        #[cfg(feature = "kafka")]
+        "kafka" | "kafka+ssl" => {
+            follow_source(kafka::Reader::open(url, options, clock)?, target, options, clock, progress)
+        }
+        _ if options.records != RecordOptions::default() => {
+            Err(DataError::Loader("what is kept of records can be said for topics of Kafka only".to_owned()))
+        }
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" => {
+            follow_source(redis::Reader::open(url, options, clock)?, target, options, clock, progress)
+        }
+        _ => {
+            let known: &[&str] = &[
+                #[cfg(feature = "redis")]
+                "redis://",
+                #[cfg(feature = "kafka")]
+                "kafka://",
+                #[cfg(feature = "kafka")]
+                "kafka+ssl://",
+            ];
+            Err(DataError::Loader(format!("the URL of a stream begins with {}", known.join(" or "))))
+        }
+    }
+}
+
+/// Where entries come from.
+trait Source {
+    /// What names an entry.
+    type Id: EntryId;
+
+    /// The stream's URL without password.
+    fn name(&self) -> &str;
+
+    /// Goes to a place, or to the first entry that is there.
+    fn begin(&mut self, place: Option<&StreamPlace>) -> Result<(), DataError>;
+
+    /// Entries behind those of the last call, about so many bytes of them.
+    fn read(&mut self, bytes: u64) -> Result<Found<Self::Id>, DataError>;
+
+    /// Waits for entries, not longer than `wait_ms`.
+    fn wait(&mut self, wait_ms: u64) -> Result<(), DataError>;
+
+    /// The place behind entries that follow on one.
+    fn place(&self, before: Option<&StreamPlace>, entries: &[Entry<Self::Id>]) -> Option<StreamPlace>;
+}
+
+/// What names an entry.
+trait EntryId {
+    /// For people.
+    fn name(&self) -> String;
+
+    /// For the name of a shard.
+    fn key(&self) -> String;
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry<I> {
+    id: I,
+    fields: Vec<(Bytes, Bytes)>,
+    /// JSON whose keys are columns, too.
+    object: Option<Bytes>,
+}
+
+impl<I> Entry<I> {
+    /// What it takes.
+    fn bytes(&self) -> u64 {
+        let fields: usize = self.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (fields + self.object.as_ref().map_or(0, Bytes::len) + 16) as u64
+    }
+}
+
+/// What a look at a stream found.
+struct Found<I> {
+    entries: Vec<Entry<I>>,
+    /// Entries that are gone and were never read.
+    lost: u64,
+    /// Records left out as was asked.
+    skipped: u64,
+    /// Whether nothing is behind these.
+    is_all: bool,
+    /// Whether what was the last entry at the beginning has been read.
+    is_end: bool,
+    /// Why the one behind these cannot be read.
+    wrong: Option<DataError>,
+}
+
+fn follow_source<S: Source>(
+    mut source: S,
+    target: &Objects,
+    options: &FollowOptions,
+    clock: &dyn Clock,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Followed, DataError> {
-    let mut reader = Reader::open(url, options.patience_ms, clock)?;
-    let group = options.group.clone().unwrap_or_else(|| reader.name().to_owned());
+    let group = options.group.clone().unwrap_or_else(|| source.name().to_owned());
     let version = Manifest::load(target, None)?;
     let place = version.as_ref().and_then(|v| v.manifest.streams.get(&group)).cloned();
-    let mut follower =
-        Follower { target, options, group, schema: None, open: Open::default(), followed: Followed::default() };
-    follower.begin(version, place.as_ref())?;
-    let mut at = match &place {
-        None => Cursor { last: EntryId::default(), added: None },
-        Some(place) => {
-            let last = place.last.parse().map_err(|reason| reader.error(reason))?;
-            Cursor { last, added: Some(place.added) }
-        }
+    source.begin(place.as_ref())?;
+    let mut follower = Follower {
+        source,
+        target,
+        options,
+        group,
+        place,
+        schema: None,
+        open: Open::default(),
+        followed: Followed::default(),
     };
-    let end = match options.end {
-        FollowEnd::Once => Some(reader.facts()?.map_or(EntryId::default(), |facts| facts.generated)),
-        _ => None,
-    };
-    let mut entry_bytes = 1024;
+    follower.begin(version)?;
     let mut last_ns = clock.monotonic_ns();
     let mut read = 0;
     loop {
         // Small shards are cut where they should be only if no request brings several.
-        let request_bytes = REQUEST_BYTES.min(options.write.shard_bytes);
-        let count = (request_bytes / entry_bytes).clamp(1, REQUEST_ENTRIES);
-        let (facts, entries) = reader.read(at.last, count)?;
-        follower.followed.lost +=
-            at.check(facts.as_ref(), options.accept_loss).map_err(|reason| reader.error(reason))?;
-        let facts = facts.unwrap_or_default();
+        let found = follower.source.read(REQUEST_BYTES.min(options.write.shard_bytes))?;
+        follower.followed.lost += found.lost;
+        follower.followed.skipped += found.skipped;
         let now_ns = clock.monotonic_ns();
-        if !entries.is_empty() {
-            entry_bytes = (entries.iter().map(Entry::bytes).sum::<u64>() / entries.len() as u64).max(1);
+        if !found.entries.is_empty() {
             last_ns = now_ns;
         }
-        let is_all = (entries.len() as u64) < count;
-        let found = entries.len() as u64;
-        for (index, entry) in entries.into_iter().enumerate() {
-            at.last = entry.id;
-            at.added = Some(match is_all {
-                // Nothing is behind the last of these, so the server's own count says where they stand.
-                true => facts.added.saturating_sub(found - 1 - index as u64),
-                false => at.added.unwrap_or(facts.added.saturating_sub(facts.length)) + 1,
-            });
+        for entry in found.entries {
             read += 1;
-            follower.push(entry, at.added.unwrap_or(0), now_ns)?;
+            follower.push(entry, now_ns)?;
         }
-        if is_all {
-            at.added = Some(facts.added);
+        if let Some(error) = found.wrong {
+            follower.seal()?;
+            return Err(error);
         }
+        let idle_ms = (now_ns - last_ns) / 1_000_000;
         let is_over = match options.end {
             FollowEnd::Never => false,
-            FollowEnd::IdleMs(idle_ms) => (now_ns - last_ns) / 1_000_000 >= idle_ms,
-            FollowEnd::Once => is_all || end.is_some_and(|end| at.last >= end),
+            FollowEnd::IdleMs(until_ms) => idle_ms >= until_ms,
+            FollowEnd::Once => found.is_end,
         };
         let left_ms = follower.left_ms(now_ns);
         if is_over || left_ms == Some(0) {
@@ -166,91 +329,45 @@ pub fn follow(
         if is_over {
             return Ok(follower.followed);
         }
-        if is_all {
-            let idle_ms = match options.end {
-                FollowEnd::IdleMs(idle_ms) => idle_ms.saturating_sub((now_ns - last_ns) / 1_000_000),
+        if found.is_all {
+            let until_ms = match options.end {
+                FollowEnd::IdleMs(until_ms) => until_ms.saturating_sub(idle_ms),
                 _ => WAIT_MS,
             };
-            reader.wait(at.last, WAIT_MS.min(idle_ms).min(left_ms.filter(|ms| *ms > 0).unwrap_or(WAIT_MS)).max(1))?;
+            let wait_ms = WAIT_MS.min(until_ms).min(left_ms.filter(|ms| *ms > 0).unwrap_or(WAIT_MS));
+            follower.source.wait(wait_ms.max(1))?;
         }
-    }
-}
-
-/// How far the stream was read.
-struct Cursor {
-    last: EntryId,
-    /// Entries that the stream ever had up to the last one. Unknown before the first look.
-    added: Option<u64>,
-}
-
-impl Cursor {
-    /// How many entries are gone that were never read; an error unless that is accepted.
-    ///
-    /// Entries read and gone are not missed. What was ever added, less what was read and what is there, is missing. The
-    /// count tells nothing while an entry that was read is still there: then none behind it was trimmed.
-    fn check(&mut self, facts: Option<&Facts>, accept: bool) -> Result<u64, String> {
-        let Some(added) = self.added else { return Ok(0) };
-        let anew = |what: &str| {
-            format!(
-                "{what}, although it was read up to entry {}: it was deleted or made anew, and what it had behind that is \
-                 lost; `--accept-loss` goes on with what it has now",
-                self.last,
-            )
-        };
-        let Some(facts) = facts else {
-            // A stream that nobody has written to yet does not exist.
-            let is_fine = accept || self.last == EntryId::default();
-            return if is_fine { Ok(0) } else { Err(anew("there is no such stream")) };
-        };
-        if facts.added < added || facts.generated < self.last {
-            if !accept {
-                return Err(anew(&format!("has had {} entries, the last {}", facts.added, facts.generated)));
-            }
-            *self = Cursor { last: EntryId::default(), added: Some(facts.added.saturating_sub(facts.length)) };
-            return Ok(0);
-        }
-        if facts.first.is_some_and(|first| first <= self.last) {
-            return Ok(0);
-        }
-        let lost = facts.added.saturating_sub(added).saturating_sub(facts.length);
-        if lost > 0 && !accept {
-            let until = match facts.first {
-                Some(first) => format!("before entry {first}"),
-                None => format!("up to entry {}", facts.generated),
-            };
-            return Err(format!(
-                "{lost} entries after entry {} and {until} were trimmed or deleted before they were read; \
-                 `--accept-loss` goes on with what is left",
-                self.last,
-            ));
-        }
-        self.added = Some(facts.added.saturating_sub(facts.length));
-        Ok(lost)
     }
 }
 
 /// Entries that will be a shard.
-#[derive(Default)]
-struct Open {
-    entries: Vec<Entry>,
-    /// What the server had ever added, for each.
-    added: Vec<u64>,
+struct Open<I> {
+    entries: Vec<Entry<I>>,
     bytes: u64,
     since_ns: u64,
 }
 
-struct Follower<'a> {
+impl<I> Default for Open<I> {
+    fn default() -> Open<I> {
+        Open { entries: Vec::new(), bytes: 0, since_ns: 0 }
+    }
+}
+
+struct Follower<'a, S: Source> {
+    source: S,
     target: &'a Objects,
     options: &'a FollowOptions,
     group: String,
+    /// That the dataset has reached.
+    place: Option<StreamPlace>,
     schema: Option<Arc<Schema>>,
-    open: Open,
+    open: Open<S::Id>,
     followed: Followed,
 }
 
-impl Follower<'_> {
-    /// Goes on from a version and its place.
-    fn begin(&mut self, version: Option<Version>, place: Option<&StreamPlace>) -> Result<(), DataError> {
+impl<S: Source> Follower<'_, S> {
+    /// Goes on from a version.
+    fn begin(&mut self, version: Option<Version>) -> Result<(), DataError> {
         let Some(version) = version else { return Ok(()) };
         for (name, kind) in &self.options.kinds {
             let known = version.manifest.schema.columns.iter().find(|column| column.name == *name);
@@ -263,18 +380,17 @@ impl Follower<'_> {
             }
         }
         self.schema = Some(Arc::new(version.manifest.schema));
-        self.followed.last = place.map(|place| place.last.clone());
+        self.followed.last = self.place.as_ref().map(|place| place.last.clone());
         self.followed.version = Some(version.digest);
         Ok(())
     }
 
-    fn push(&mut self, entry: Entry, added: u64, now_ns: u64) -> Result<(), DataError> {
+    fn push(&mut self, entry: Entry<S::Id>, now_ns: u64) -> Result<(), DataError> {
         if self.open.entries.is_empty() {
             self.open.since_ns = now_ns;
         }
         self.open.bytes += entry.bytes();
         self.open.entries.push(entry);
-        self.open.added.push(added);
         if self.open.bytes >= self.options.write.shard_bytes {
             self.seal()?;
         }
@@ -289,89 +405,54 @@ impl Follower<'_> {
 
     /// Makes a shard of the entries and commits it with the place that it reaches.
     fn seal(&mut self) -> Result<(), DataError> {
-        let Open { entries, added, .. } = std::mem::take(&mut self.open);
-        let name = |entry: &Entry| format!("{} entry {}", self.group, entry.id);
+        let entries = std::mem::take(&mut self.open).entries;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let name = |entry: &Entry<S::Id>| format!("{} {}", self.group, entry.id.name());
         match rows::rows(&entries, self.schema.as_ref(), &self.options.kinds, &name) {
-            Ok(rows) => self.commit(&entries, &added, rows),
+            Ok(rows) => self.commit(&entries, rows),
             // What came before the one that does not fit is kept.
             Err((at, error)) => {
                 let good = &entries[..at];
                 if !good.is_empty()
                     && let Ok(rows) = rows::rows(good, self.schema.as_ref(), &self.options.kinds, &name)
                 {
-                    self.commit(good, &added[..at], rows)?;
+                    self.commit(good, rows)?;
                 }
                 Err(error)
             }
         }
     }
 
-    fn commit(&mut self, entries: &[Entry], added: &[u64], rows: crate::Rows) -> Result<(), DataError> {
-        let ([first, ..], [.., last], Some(added)) = (entries, entries, added.last()) else { return Ok(()) };
+    fn commit(&mut self, entries: &[Entry<S::Id>], rows: crate::Rows) -> Result<(), DataError> {
+        let (Some(first), Some(place)) = (entries.first(), self.source.place(self.place.as_ref(), entries)) else {
+            return Ok(());
+        };
         let FollowOptions { format, write, .. } = self.options;
         let schema = rows.schema.clone();
         let mut shard = Making::new(&schema, *format, write)?;
         shard.push(&rows)?;
         let (bytes, mut facts) = shard.finish()?;
         let mut hasher = Hasher::new();
-        for field in [VERSION.as_bytes(), self.group.as_bytes(), last.id.to_string().as_bytes(), &bytes] {
+        for field in [VERSION.as_bytes(), self.group.as_bytes(), place.last.as_bytes(), &bytes] {
             hasher.field(field);
         }
-        facts.key = shard_key(&first.id.to_string(), &hasher.finish(), *format, write);
+        facts.key = shard_key(&first.id.key(), &hasher.finish(), *format, write);
         let length = bytes.len() as u64;
         put_shard(self.target, &facts.key, bytes)?;
-        let place = StreamPlace { after: self.followed.last.take(), last: last.id.to_string(), added: *added };
         let segment = Manifest {
             appends: true,
-            streams: BTreeMap::from([(self.group.clone(), place)]),
+            streams: BTreeMap::from([(self.group.clone(), place.clone())]),
             ..Manifest::new((*schema).clone(), vec![facts])
         };
         self.followed.version = Some(segment.commit(self.target)?);
-        self.followed.last = Some(last.id.to_string());
+        self.followed.last = Some(place.last.clone());
         self.followed.entries += entries.len() as u64;
         self.followed.shards += 1;
         self.followed.bytes += length;
+        self.place = Some(place);
         self.schema = Some(schema);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(ms: u64) -> EntryId {
-        EntryId { ms, sequence: 0 }
-    }
-
-    #[test]
-    fn what_the_server_counted_and_neither_has_nor_gave_is_lost() {
-        let facts = |added, length, first: Option<u64>, generated| Facts {
-            added,
-            length,
-            first: first.map(id),
-            generated: id(generated),
-        };
-        // Entries 1 to 5 were read.
-        let check = |facts| Cursor { last: id(5), added: Some(5) }.check(Some(&facts), false);
-        for (case, lost) in [
-            (facts(5, 5, Some(1), 5), 0),
-            (facts(5, 0, None, 5), 0),
-            (facts(9, 9, Some(1), 9), 0),
-            (facts(9, 4, Some(6), 9), 0),
-            (facts(9, 3, Some(7), 9), 1),
-            (facts(9, 0, None, 9), 4),
-        ] {
-            let found = check(case);
-            match lost {
-                0 => assert_eq!(found, Ok(0)),
-                lost => assert!(found.unwrap_err().starts_with(&format!("{lost} entries after entry 5-0"))),
-            }
-        }
-        assert!(check(facts(3, 3, Some(1), 3)).unwrap_err().contains("made anew"));
-        assert!(Cursor { last: id(5), added: Some(5) }.check(None, false).unwrap_err().contains("no such stream"));
-        let mut accepting = Cursor { last: id(5), added: Some(5) };
-        assert_eq!(accepting.check(Some(&facts(9, 3, Some(7), 9)), true), Ok(1));
-        assert_eq!(accepting.added, Some(6));
     }
 }

@@ -8,11 +8,13 @@
 
 mod faulty_store;
 mod http;
+mod kafka_server;
 mod object_server;
 mod redis_server;
 mod schedule;
 
 pub use faulty_store::FaultyStore;
+pub use kafka_server::{KafkaRecord, KafkaServer};
 pub use object_server::{Dialect, ObjectServer};
 pub use redis_server::{RedisConnection, RedisServer};
 pub use schedule::{Fault, FaultRates, Operation, Schedule};

@@ -22,29 +22,42 @@ struct Named {
     name: String,
     builder: ColumnBuilder,
     /// The line that had it last.
-    line: u64,
+    line: Option<u64>,
 }
 
 /// All rows of a file. Columns are the keys in the order in which they come; a column is of whole numbers where all are,
 /// of numbers where some have a fraction, and of arrays where all rows hold arrays of numbers. A key that a line lacks
 /// is as if it were null there.
 pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> Result<Table, String> {
+    // Some editors mark UTF-8 at the start of a file.
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+    let lines = text.split(|b| *b == b'\n').zip(1u64..).filter(|(line, _)| !line.trim_ascii().is_empty());
+    objects(lines.map(|(line, number)| (number, line)), wanted, memory_bytes).map_err(|(number, reason)| match number {
+        Some(number) => format!("line {number}: {reason}"),
+        None => reason,
+    })
+}
+
+/// What is wrong, and in which of the numbered texts where it is one of them.
+pub(crate) type WrongObject = (Option<u64>, String);
+
+/// The same of texts of one object each, which have rising numbers.
+pub(crate) fn objects<'a>(
+    texts: impl Iterator<Item = (u64, &'a [u8])>,
+    wanted: Option<&Schema>,
+    memory_bytes: u64,
+) -> Result<Table, WrongObject> {
     let mut columns: Vec<Named> = Vec::new();
     let mut lines = Vec::new();
     let mut memory = Memory::new(memory_bytes);
-    // Some editors mark UTF-8 at the start of a file.
-    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
-    for (at, line) in text.split(|b| *b == b'\n').enumerate() {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let number = at as u64 + 1;
-        serde_json::from_slice::<IgnoredAny>(line).map_err(|e| format!("line {number}: {e}"))?;
-        let mut walk = Walk { json: line, at: 0 };
+    for (number, text) in texts {
+        let wrong = |reason: String| (Some(number), reason);
+        serde_json::from_slice::<IgnoredAny>(text).map_err(|e| wrong(e.to_string()))?;
+        let mut walk = Walk { json: text, at: 0 };
         let mut entries = 0;
-        walk.enter().ok_or_else(|| format!("line {number}: is no object"))?;
+        walk.enter().ok_or_else(|| wrong("is no object".to_owned()))?;
         while let Some(key) = walk.key() {
-            let key = key.map_err(|reason| format!("line {number}: {reason}"))?;
+            let key = key.map_err(wrong)?;
             // Keys are in the same order mostly.
             let known = columns.get(entries).filter(|c| c.name == key).map(|_| entries);
             let column = match known.or_else(|| columns.iter().position(|c| c.name == key)) {
@@ -52,22 +65,22 @@ pub(crate) fn table(text: &[u8], wanted: Option<&Schema>, memory_bytes: u64) -> 
                 None => {
                     let kind = wanted.and_then(|s| s.columns.iter().find(|c| c.name == key)).map(|c| &c.kind);
                     let builder = ColumnBuilder::new(kind);
-                    columns.push(Named { name: key.into_owned(), builder, line: 0 });
+                    columns.push(Named { name: key.into_owned(), builder, line: None });
                     columns.len() - 1
                 }
             };
             let Named { name, builder, line } = &mut columns[column];
-            if std::mem::replace(line, number) == number {
-                return Err(format!("line {number}: the key `{name}` is there twice"));
+            if line.replace(number) == Some(number) {
+                return Err(wrong(format!("the key `{name}` is there twice")));
             }
-            builder.push(&mut walk, lines.len(), &mut memory).map_err(|reason| format!("line {number}: {reason}"))?;
+            builder.push(&mut walk, lines.len(), &mut memory).map_err(wrong)?;
             entries += 1;
         }
         lines.push(number);
     }
     let mut typed = Vec::with_capacity(columns.len());
     for Named { name, builder, .. } in columns {
-        typed.push(builder.finish(name, lines.len(), &mut memory)?);
+        typed.push(builder.finish(name, lines.len(), &mut memory).map_err(|reason| (None, reason))?);
     }
     Ok(Table { rows: lines.len() as u64, columns: typed, lines })
 }

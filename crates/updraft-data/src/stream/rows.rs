@@ -1,4 +1,4 @@
-//! Entries as rows: a column for each field.
+//! Entries as rows: a column for each field, and for each key of an object.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,30 +6,37 @@ use std::sync::Arc;
 use bytes::Bytes;
 use updraft_graph::{DType, Tensor};
 
-use super::reader::Entry;
+use super::Entry;
 use crate::error::DataError;
 use crate::rows::{Cells, Rows};
 use crate::schema::{Column, Kind, Schema};
 use crate::source::cells::check_text;
-use crate::source::whole::type_cells;
+use crate::source::jsonl;
+use crate::source::whole::{TableColumn, type_cells};
 
 /// What is wrong, and with which of the entries.
 type Wrong = (usize, DataError);
 
+/// What the values of a shard may take while they are read, besides their text: a bound for objects of very many keys.
+const OBJECTS_BYTES_MAX: u64 = 4 << 30;
+
 /// Rows of a schema, where there is one; else its columns are the fields of the first entry, of the kinds that are wanted,
-/// or told from all cells as those of CSV are, and bytes where they are not UTF-8.
-pub(super) fn rows(
-    entries: &[Entry],
+/// or told from all cells as those of CSV are, and bytes where they are not UTF-8. The keys of objects are columns
+/// behind those, as of JSON Lines.
+pub(super) fn rows<I>(
+    entries: &[Entry<I>],
     schema: Option<&Arc<Schema>>,
     wanted: &BTreeMap<String, Kind>,
-    name: &dyn Fn(&Entry) -> String,
+    name: &dyn Fn(&Entry<I>) -> String,
 ) -> Result<Rows, Wrong> {
     let sample = |at: usize, column: &str, reason: String| {
         let sample = entries.get(at).map(name).unwrap_or_default();
         (at, DataError::Sample { sample, column: column.to_owned(), reason })
     };
+    let objects = objects(entries, schema, wanted).map_err(|(at, column, reason)| sample(at, &column, reason))?;
+    let is_object = |name: &String| objects.iter().any(|column| column.name == *name);
     let names = match (schema, entries.first()) {
-        (Some(schema), _) => schema.names(),
+        (Some(schema), _) => schema.names().into_iter().filter(|name| !is_object(name)).collect(),
         (None, Some(entry)) => {
             let name = |(name, _): &(Bytes, Bytes)| {
                 std::str::from_utf8(name).map(str::to_owned).map_err(|_| {
@@ -44,7 +51,7 @@ pub(super) fn rows(
     if let Some(twice) = names.iter().enumerate().find_map(|(at, name)| names[..at].contains(name).then_some(name)) {
         return Err(sample(0, twice, "the entry has this field twice".into()));
     }
-    if let Some(name) = wanted.keys().find(|name| !names.contains(name)) {
+    if let Some(name) = wanted.keys().find(|name| !names.contains(name) && !is_object(name)) {
         return Err(sample(0, name, "is asked for, and the entry has no such field".into()));
     }
     let mut cells: Vec<Vec<Bytes>> = vec![Vec::with_capacity(entries.len()); names.len()];
@@ -63,6 +70,9 @@ pub(super) fn rows(
         if let Some(missing) = cells.iter().position(|cells| cells.len() <= at) {
             return Err(sample(at, &names[missing], "the entry has no such field".into()));
         }
+    }
+    if let Some(twice) = names.iter().find(|name| is_object(name)) {
+        return Err(sample(0, twice, "is a key of the object, too".into()));
     }
     let mut columns = Vec::with_capacity(names.len());
     let mut typed = Vec::with_capacity(names.len());
@@ -84,11 +94,81 @@ pub(super) fn rows(
     if let Some(wrong) = wrong {
         return Err(wrong);
     }
-    let schema = match schema {
-        Some(schema) => schema.clone(),
-        None => Arc::new(Schema::new(columns).map_err(|reason| sample(0, "", reason))?),
+    for ObjectColumn { name, kind, cells } in objects {
+        columns.push(Column { name, kind });
+        typed.push(cells);
+    }
+    let found = Schema::new(columns).map_err(|reason| sample(0, "", reason))?;
+    let Some(schema) = schema else {
+        return Rows::new(Arc::new(found), typed).map_err(|reason| sample(0, "", reason));
     };
-    Rows::new(schema, typed).map_err(|reason| sample(0, "", reason))
+    // Keys of objects come in any order.
+    let mut cells: BTreeMap<String, Cells> = found.names().into_iter().zip(typed).collect();
+    let in_order = schema.names().iter().filter_map(|name| cells.remove(name)).collect();
+    Rows::new(schema.clone(), in_order).map_err(|reason| sample(0, "", reason))
+}
+
+/// A column of what objects have under one key.
+struct ObjectColumn {
+    name: String,
+    kind: Kind,
+    cells: Cells,
+}
+
+/// The columns of entries that are objects, or which entry does not fit, its column, and why.
+fn objects<I>(
+    entries: &[Entry<I>],
+    schema: Option<&Arc<Schema>>,
+    wanted: &BTreeMap<String, Kind>,
+) -> Result<Vec<ObjectColumn>, (usize, String, String)> {
+    let texts = entries.iter().enumerate().filter_map(|(at, entry)| Some((at as u64, entry.object.as_deref()?)));
+    let kinds: Vec<Column> = match schema {
+        Some(schema) => schema.columns.clone(),
+        None => wanted.iter().map(|(name, kind)| Column { name: name.clone(), kind: kind.clone() }).collect(),
+    };
+    let narrow = Kind::scalar(DType::F32);
+    let is_narrow = |name: &str| kinds.iter().any(|column| column.name == name && column.kind == narrow);
+    // What is kept in 32 bits is read in 64.
+    let wide = |column: &Column| match column.kind == narrow {
+        true => Column { name: column.name.clone(), kind: Kind::scalar(DType::F64) },
+        false => column.clone(),
+    };
+    let wide = Schema { columns: kinds.iter().map(wide).collect() };
+    let table = jsonl::objects(texts, Some(&wide), OBJECTS_BYTES_MAX);
+    let table = table.map_err(|(at, reason)| (at.unwrap_or(0) as usize, "value".to_owned(), reason))?;
+    let mut columns = Vec::with_capacity(table.columns.len());
+    let mut wrong: Option<(usize, String, String)> = None;
+    for TableColumn { name, kind, cells } in table.columns {
+        let gap = match schema.is_some_and(|schema| schema.index_of(&name).is_none()) {
+            // The first entry that has what those before it had not.
+            true => (0..cells.cells.len())
+                .find(|at| cells.gap(*at).is_none_or(|gap| gap.fault.is_some()))
+                .map(|at| (at, "entries before it have no such key".to_owned())),
+            false => cells.gaps.first().map(|gap| {
+                (gap.row, gap.fault.clone().unwrap_or_else(|| "the object has no value for this key".to_owned()))
+            }),
+        };
+        match gap {
+            // The first entry that does not fit is told of, whatever its column.
+            Some((at, reason)) if wrong.as_ref().is_none_or(|(first, ..)| at < *first) => {
+                wrong = Some((at, name, reason));
+            }
+            Some(_) => {}
+            None if is_narrow(&name) => {
+                let cells = narrowed(&cells.cells).map_err(|reason| (0, name.clone(), reason))?;
+                columns.push(ObjectColumn { name, kind: narrow.clone(), cells });
+            }
+            None => columns.push(ObjectColumn { name, kind, cells: cells.cells }),
+        }
+    }
+    wrong.map_or(Ok(columns), Err)
+}
+
+/// Numbers in 32 bits each.
+fn narrowed(cells: &Cells) -> Result<Cells, String> {
+    let Cells::Numbers(numbers) = cells else { return Err("is no number".to_owned()) };
+    let numbers: Vec<f32> = numbers.to_f64().map_err(|e| e.to_string())?.iter().map(|v| *v as f32).collect();
+    Ok(Cells::Numbers(Tensor::vector(&numbers)))
 }
 
 /// Cells of a kind, or of the kind that they can all be.
@@ -102,10 +182,7 @@ fn cells_of(cells: Vec<Bytes>, wanted: Option<&Kind>) -> Result<(Kind, Cells), (
         }
         Some(kind) if Some(kind) == scalar(DType::F32).as_ref() => {
             let (_, cells) = numbers(cells, &Kind::scalar(DType::F64))?;
-            let Cells::Numbers(numbers) = &cells else { return Err((0, format!("is not {kind}"))) };
-            let numbers: Vec<f32> =
-                numbers.to_f64().map_err(|e| (0, e.to_string()))?.iter().map(|v| *v as f32).collect();
-            Ok((kind.clone(), Cells::Numbers(Tensor::vector(&numbers))))
+            Ok((kind.clone(), narrowed(&cells).map_err(|reason| (0, reason))?))
         }
         Some(kind) if Some(kind) == scalar(DType::I64).as_ref() || Some(kind) == scalar(DType::F64).as_ref() => {
             numbers(cells, kind)
@@ -131,12 +208,12 @@ fn numbers(cells: Vec<Bytes>, kind: &Kind) -> Result<(Kind, Cells), (usize, Stri
 
 #[cfg(test)]
 mod tests {
-    use super::super::reader::EntryId;
     use super::*;
 
-    fn entries(rows: &[&[(&str, &[u8])]]) -> Vec<Entry> {
+    fn entries(rows: &[&[(&str, &[u8])]]) -> Vec<Entry<usize>> {
         let entry = |(at, fields): (usize, &&[(&str, &[u8])])| Entry {
-            id: EntryId { ms: at as u64 + 1, sequence: 0 },
+            id: at,
+            object: None,
             fields: fields
                 .iter()
                 .map(|(n, v)| (Bytes::copy_from_slice(n.as_bytes()), Bytes::copy_from_slice(v)))
@@ -171,16 +248,11 @@ mod tests {
     fn an_entry_that_does_not_fit_is_named() {
         let number = [("n", Kind::scalar(DType::F32))];
         for (rows, wanted, at, expected) in [
-            (&[&[("n", &b"1"[..])][..], &[("n", b"x")]][..], &number[..], 1, "entry 2-0, column `n`: `x` is not f64"),
-            (&[&[("n", b"1")], &[]], &[], 1, "entry 2-0, column `n`: the entry has no such field"),
-            (
-                &[&[("n", b"1")], &[("n", b"1"), ("m", b"1")]],
-                &[],
-                1,
-                "entry 2-0, column `m`: entries before it have no",
-            ),
-            (&[&[("n", b"1"), ("n", b"2")]], &[], 0, "entry 1-0, column `n`: the entry has this field twice"),
-            (&[&[("m", b"1")]], &number, 0, "entry 1-0, column `n`: is asked for"),
+            (&[&[("n", &b"1"[..])][..], &[("n", b"x")]][..], &number[..], 1, "entry 1, column `n`: `x` is not f64"),
+            (&[&[("n", b"1")], &[]], &[], 1, "entry 1, column `n`: the entry has no such field"),
+            (&[&[("n", b"1")], &[("n", b"1"), ("m", b"1")]], &[], 1, "entry 1, column `m`: entries before it have no"),
+            (&[&[("n", b"1"), ("n", b"2")]], &[], 0, "entry 0, column `n`: the entry has this field twice"),
+            (&[&[("m", b"1")]], &number, 0, "entry 0, column `n`: is asked for"),
         ] {
             let (found, message) = check(rows, wanted).unwrap_err();
             assert_eq!(found, at);

@@ -2,18 +2,14 @@
 
 #![allow(clippy::print_stdout, reason = "counts are for the log")]
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use updraft_base::{Clock, Digest, Key, SystemClock};
-use updraft_data::{Dataset, DatasetConfig, Loader, LoaderOptions, Manifest, Version};
 use updraft_sim::{Dialect, ObjectServer, RedisConnection, RedisServer};
-use updraft_store::{AccessOptions, Objects};
 
+use crate::followed::{counted, numbers, version};
 use crate::workplace::Workplace;
 
 /// A folder and a server that keeps its data below it.
@@ -30,30 +26,6 @@ fn add(connection: &mut RedisConnection, stream: &str, numbers: std::ops::Range<
         .map(|n| ["XADD", stream, "*", "n", &n.to_string(), "text", &format!("entry {n}")].map(str::to_owned).to_vec())
         .collect();
     connection.call_all(&commands).unwrap();
-}
-
-fn version(folder: &Path, digest: Option<&Digest>) -> Version {
-    let objects = Objects::open(folder.to_str().unwrap(), &BTreeMap::new(), &AccessOptions::default()).unwrap();
-    Manifest::load(&objects, digest).unwrap().expect("a version")
-}
-
-/// The numbers of all samples in order, as training would read them.
-fn numbers(folder: &Path) -> Vec<i64> {
-    let config = format!("path = {folder:?}\ntensors = [{{ name = \"n\" }}]");
-    let config: DatasetConfig = toml::from_str(&config).unwrap();
-    let dataset = Arc::new(Dataset::open(&config, Path::new("/")).unwrap());
-    let samples = dataset.facts().samples;
-    let loader = Loader::new(dataset, LoaderOptions { threads: 0, ..LoaderOptions::default() }).unwrap();
-    let mut all = Vec::new();
-    for batch in loader.batches(0..samples.div_ceil(64)).unwrap() {
-        let batch = batch.unwrap();
-        all.extend(&batch.tensors[0].1.to_i64().unwrap()[..batch.samples.len()]);
-    }
-    all
-}
-
-fn counted(numbers: std::ops::Range<i64>) -> Vec<i64> {
-    numbers.collect()
 }
 
 #[test]
@@ -97,7 +69,7 @@ fn every_entry_comes_once_and_in_order_however_often_the_follower_is_killed() {
         });
         assert!(kills >= 5, "only {kills} kills while entries came");
         assert!(follow(&["--once"]).status().unwrap().success());
-        assert_eq!(numbers(&target), counted(0..ENTRIES as i64), "{format} after {kills} kills");
+        assert_eq!(numbers(&target, "n"), counted(0..ENTRIES as i64), "{format} after {kills} kills");
         let shards = version(&target, None).manifest.shards.len();
         println!("{format}: {ENTRIES} entries in {shards} shards, {kills} kills, none lost or doubled");
     }
@@ -121,7 +93,7 @@ fn late_entries_are_a_new_segment_and_older_versions_stay() {
     let second = follow();
     assert_eq!(second["entries"].as_u64(), Some(30));
     let out = workplace.path("out");
-    assert_eq!(numbers(&out), counted(0..130));
+    assert_eq!(numbers(&out, "n"), counted(0..130));
     let digest: Digest = first["version"].as_str().unwrap().parse().unwrap();
     let (before, after) = (version(&out, Some(&digest)), version(&out, None));
     assert_eq!((before.digest, before.manifest.samples()), (digest, 100));
@@ -144,10 +116,10 @@ fn entries_dropped_before_they_were_read_are_an_error_that_counts_them() {
     let (code, message) = workplace.failure(&follow);
     assert_eq!(code, 3, "{message}");
     assert!(message.contains(&format!("clicks: 30 entries after entry {last} and before entry")), "{message}");
-    assert_eq!(numbers(&workplace.path("out")), counted(0..100));
+    assert_eq!(numbers(&workplace.path("out"), "n"), counted(0..100));
     let accepted = workplace.json(&[follow.as_slice(), &["--accept-loss"]].concat());
     assert_eq!((accepted["lost"].as_u64(), accepted["entries"].as_u64()), (Some(30), Some(20)));
-    assert_eq!(numbers(&workplace.path("out")), [counted(0..100), counted(130..150)].concat());
+    assert_eq!(numbers(&workplace.path("out"), "n"), [counted(0..100), counted(130..150)].concat());
     // A stream that was made anew has no place to go on from.
     server.call(&["DEL", "clicks"]);
     let (code, message) = workplace.failure(&follow);
@@ -189,7 +161,7 @@ fn a_server_that_is_gone_is_named_and_following_goes_on_when_it_is_back() {
     let server = RedisServer::start(&workplace.path("server"), port);
     add(&mut server.connect().unwrap(), "clicks", 120..140);
     assert!(child.wait().unwrap().success());
-    assert_eq!(numbers(&workplace.path("out")), counted(0..140));
+    assert_eq!(numbers(&workplace.path("out"), "n"), counted(0..140));
 }
 
 #[test]
@@ -206,7 +178,7 @@ fn an_entry_that_does_not_fit_is_named_after_those_before_it_were_kept() {
         let (code, message) = workplace.failure(&follow);
         assert_eq!(code, 3, "{message}");
         assert!(message.contains(&format!("clicks entry {bad}, column `n`: `many` is not i64")), "{message}");
-        assert_eq!(numbers(&workplace.path("out")), counted(0..15));
+        assert_eq!(numbers(&workplace.path("out"), "n"), counted(0..15));
     }
 }
 
@@ -221,7 +193,7 @@ fn two_followers_at_once_double_nothing() {
     let codes: Vec<_> = children.iter_mut().map(|child| child.wait().unwrap().code()).collect();
     assert!(codes.contains(&Some(0)) || codes == [Some(3), Some(3)], "{codes:?}");
     assert!(workplace.command(&arguments).status().unwrap().success());
-    assert_eq!(numbers(&workplace.path("out")), counted(0..2000), "{codes:?}");
+    assert_eq!(numbers(&workplace.path("out"), "n"), counted(0..2000), "{codes:?}");
 }
 
 /// Two machines that know nothing of each other but the server: the second finds what the first has fetched.

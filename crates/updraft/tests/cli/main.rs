@@ -5,6 +5,10 @@ mod cluster;
 mod data;
 #[cfg(feature = "redis")]
 mod follow;
+#[cfg(any(feature = "redis", feature = "kafka"))]
+mod followed;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod kill;
 mod lanes;
 mod optimize;
