@@ -9,6 +9,7 @@ use updraft_graph::upgrade::{inline_functions, upgrade_model};
 use updraft_graph::{Graph, Model};
 
 pub mod shards;
+pub mod streams;
 
 /// Bytes as an ONNX file: refused, or read, written and read again to the same bytes.
 pub fn onnx_read(bytes: &[u8]) {

@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::Failure;
 
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 10] = [
     "onnx_read",
     "text_parse",
     "mds_read",
@@ -21,6 +21,7 @@ const TARGETS: [&str; 9] = [
     "arrow_read",
     "table_read",
     "manifest_read",
+    "kafka_read",
 ];
 
 /// What `cargo fuzz` passes too, without the sanitizer.

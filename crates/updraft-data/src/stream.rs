@@ -29,7 +29,7 @@ use crate::source::shard::ShardFormat;
 use crate::write::WriteOptions;
 
 #[cfg(feature = "kafka")]
-mod kafka;
+pub mod kafka;
 #[cfg(feature = "redis")]
 mod redis;
 mod rows;

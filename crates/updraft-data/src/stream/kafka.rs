@@ -60,6 +60,15 @@ impl EntryId for RecordId {
     }
 }
 
+/// How many records the batches in a broker's answer hold from an offset on, as a follower reads them.
+///
+/// # Errors
+/// The offset of a batch that is wrong, and what is.
+pub fn count_records(batches: Bytes, from: i64) -> Result<usize, String> {
+    let found = batch::records(batches, Vec::new(), from, ROOM_BYTES);
+    found.map(|found| found.records.len()).map_err(|(offset, reason)| format!("offset {offset}: {reason}"))
+}
+
 type Entry = super::Entry<RecordId>;
 
 /// How far a partition was read.
