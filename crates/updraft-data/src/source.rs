@@ -37,6 +37,7 @@ mod numpy;
 pub(crate) mod parquet;
 mod part;
 pub(crate) mod place;
+mod readable;
 mod records;
 pub(crate) mod resolve;
 pub mod shard;

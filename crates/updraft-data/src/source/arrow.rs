@@ -543,6 +543,11 @@ impl ShardReader for Arrow {
         &self.schema
     }
 
+    fn unread(&self) -> Vec<(usize, String)> {
+        let unread = self.columns.iter().enumerate();
+        unread.filter_map(|(at, field)| Some((at, field.layout.as_ref().err()?.clone()))).collect()
+    }
+
     fn rows(&self) -> u64 {
         self.starts[self.starts.len() - 1]
     }

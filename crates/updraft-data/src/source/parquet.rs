@@ -159,8 +159,8 @@ impl Parquet {
         let (schema, leaves) = match &own {
             Some(schema) => {
                 let places = schema.columns.iter().map(|column| place_of(&metadata, &found, column));
-                let places: Result<Vec<usize>, String> = places.collect();
-                (schema.clone(), places.map_err(damaged)?.into_iter().map(Ok).collect())
+                let places: Result<Vec<Result<usize, String>>, String> = places.collect();
+                (schema.clone(), places.map_err(damaged)?)
             }
             None => {
                 let column = |(name, kind): &(String, Result<Kind, String>)| {
@@ -394,6 +394,11 @@ fn read_footer(input: &Input, memory_bytes: u64) -> Result<ParquetMetaData, Data
 impl ShardReader for Parquet {
     fn schema(&self) -> &Arc<Schema> {
         &self.schema
+    }
+
+    fn unread(&self) -> Vec<(usize, String)> {
+        let unread = self.leaves.iter().enumerate().filter_map(|(at, leaf)| Some((at, leaf.clone().err()?)));
+        unread.collect()
     }
 
     fn rows(&self) -> u64 {

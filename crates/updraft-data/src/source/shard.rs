@@ -139,6 +139,11 @@ pub trait ShardReader: Send + Sync {
         row..row + 1
     }
 
+    /// Columns that the file has and nobody can read, by their places in the schema, each with the reason.
+    fn unread(&self) -> Vec<(usize, String)> {
+        Vec::new()
+    }
+
     /// Where a row lies, for messages: the object, and the byte or row in it.
     fn place(&self, row: u64) -> String;
 

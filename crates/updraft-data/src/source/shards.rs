@@ -1,8 +1,10 @@
 //! A dataset as its shards, all open: what is inspected, validated and ingested row by row.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
 use updraft_base::Digest;
 use updraft_store::ReadObjects;
 
@@ -15,6 +17,7 @@ use crate::schema::{Column, Kind, Schema};
 use crate::statistics::ColumnStatistics;
 
 use super::place::Place;
+use super::readable::Readable;
 use super::resolve::{Resolved, resolve};
 use super::shard::{ReadOptions, ShardFormat, ShardReader};
 use super::{Access, Source, Wanted, folder, is_picture_folder, open_shard_known, shard_digest, verify_shard};
@@ -35,6 +38,15 @@ pub struct Shards {
     contents: Vec<Option<Digest>>,
     /// Of a folder of pictures.
     digest: Digest,
+}
+
+/// A column that a dataset has and nobody can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadColumn {
+    /// Its name.
+    pub column: String,
+    /// What it holds, and what is read instead.
+    pub reason: String,
 }
 
 impl Shards {
@@ -81,6 +93,42 @@ impl Shards {
         let readers: Vec<Arc<dyn ShardReader>> = vec![Arc::new(pictures)];
         let (facts, contents, digest) = (vec![facts], vec![None], opened.digest);
         Ok(Shards { schema, readers, facts, version, objects, is_local, contents, digest })
+    }
+
+    /// The columns that cannot be read of every shard.
+    pub fn unread(&self) -> Vec<UnreadColumn> {
+        let mut reasons: BTreeMap<usize, String> = BTreeMap::new();
+        for reader in &self.readers {
+            for (at, reason) in reader.unread() {
+                reasons.entry(at).or_insert(reason);
+            }
+        }
+        let named = |(at, reason): (usize, String)| UnreadColumn { column: self.schema.columns[at].name.clone(), reason };
+        reasons.into_iter().map(named).collect()
+    }
+
+    /// The dataset without the columns that cannot be read, and these.
+    ///
+    /// # Errors
+    /// A dataset of which no column can be read.
+    pub fn readable(mut self) -> Result<(Shards, Vec<UnreadColumn>), DataError> {
+        let unread = self.unread();
+        if unread.is_empty() {
+            return Ok((self, unread));
+        }
+        let is_read = |at: &usize| unread.iter().all(|unread| unread.column != self.schema.columns[*at].name);
+        let columns: Arc<[usize]> = (0..self.schema.columns.len()).filter(is_read).collect();
+        if let (true, Some(UnreadColumn { column, reason })) = (columns.is_empty(), unread.first()) {
+            let place = self.readers.first().map(|reader| reader.place(0)).unwrap_or_default();
+            return Err(DataError::Loader(format!("{place}: no column can be read; `{column}` {reason}")));
+        }
+        let schema = Schema { columns: columns.iter().map(|at| self.schema.columns[*at].clone()).collect() };
+        self.schema = Arc::new(schema);
+        let view = |reader: Arc<dyn ShardReader>| -> Arc<dyn ShardReader> {
+            Arc::new(Readable::new(reader, self.schema.clone(), columns.clone()))
+        };
+        self.readers = std::mem::take(&mut self.readers).into_iter().map(view).collect();
+        Ok((self, unread))
     }
 
     /// The statistics that the manifest has of all shards; `None` where it lacks some.

@@ -4,6 +4,7 @@ use maud::{Markup, PreEscaped, html};
 use serde::Serialize;
 use updraft_base::units;
 use updraft_data::statistics::{Bar, CellValue, ColumnStatistics, NumberStatistics};
+use updraft_data::shards::UnreadColumn;
 use updraft_data::validate::{Check, Validation};
 
 use super::chart::{count_chart, histogram, share_chart};
@@ -29,6 +30,8 @@ pub(crate) struct DatasetCard {
     pub(crate) bytes: u64,
     /// Name and kind of each column.
     pub(crate) columns: Vec<(String, String)>,
+    /// Those that nobody can read.
+    pub(crate) unread: Vec<UnreadColumn>,
     pub(crate) shards: Vec<ShardCard>,
     pub(crate) created_unix_ms: u64,
 }
@@ -238,6 +241,9 @@ fn columns(card: &DatasetCard, statistics: &[ColumnStatistics]) -> Markup {
                             @if let Some(lengths) = &s.lengths {
                                 tr { td.muted colspan="4" { "length of " (name) } (moments(Some(lengths), lengths.quantile(0.5))) }
                             }
+                        }
+                        @for UnreadColumn { column, reason } in &card.unread {
+                            tr { td { (column) } td.muted colspan="8" { "not read: " (reason) } }
                         }
                     }
                 }

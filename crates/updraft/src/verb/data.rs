@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use updraft_data::shards::Shards;
+use updraft_data::shards::{Shards, UnreadColumn};
 use updraft_data::statistics::{ColumnStatistics, LABEL_NAMES};
 use updraft_data::{ShardFormat, ShardReader};
 
@@ -132,6 +132,26 @@ fn summarized(shards: &[Arc<dyn ShardReader>], context: &Context) -> Result<Vec<
     let statistics = updraft_data::validate::summarize(shards, context.threads, |done| task.at(done, String::new))?;
     task.finish();
     Ok(statistics)
+}
+
+/// What was left out, since it cannot be read.
+fn show_unread(unread: &[UnreadColumn]) -> String {
+    let line = |UnreadColumn { column, reason }: &UnreadColumn| format!("  {column}: {reason}\n");
+    match unread {
+        [] => String::new(),
+        unread => format!("\nnot read\n{}", unread.iter().map(line).collect::<String>()),
+    }
+}
+
+/// Refuses what was asked of a column that cannot be read.
+fn check_read<'a>(unread: &[UnreadColumn], asked: impl IntoIterator<Item = &'a String>) -> Result<(), Failure> {
+    let mut asked = asked.into_iter();
+    match asked.find_map(|name| unread.iter().find(|unread| unread.column == *name)) {
+        Some(UnreadColumn { column, reason }) => {
+            Err(Failure::new(Kind::Unsupported, format!("the column `{column}` cannot be read: it {reason}")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A file whose content the user wrote.

@@ -550,3 +550,41 @@ fn a_verb_ends_by_saying_what_it_asked_of_remote_stores() {
     // What lies on this machine costs no requests.
     assert_eq!(workplace.json(&["data", "bench", &mnist()])["stores"], Value::Null);
 }
+
+#[test]
+fn columns_that_nobody_can_read_are_listed_with_the_reason_and_the_others_looked_at() {
+    let workplace = Workplace::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../updraft-data/tests/fixtures");
+    for format in ["parquet", "arrow"] {
+        std::fs::create_dir(workplace.path(format)).unwrap();
+        for shard in ["a", "b"] {
+            let to = workplace.path(&format!("{format}/{shard}.{format}"));
+            std::fs::copy(fixtures.join(format!("unread.{format}")), to).unwrap();
+        }
+        let names = |of: &Value| {
+            let names: Vec<&str> = of.as_array().unwrap().iter().map(|c| c["column"].as_str().unwrap()).collect();
+            names.join(" ")
+        };
+        let seen = workplace.json(&["data", "inspect", format, "--html", "page.html"]);
+        let unread = &seen["dataset"]["unread"];
+        assert_eq!((names(&seen["columns"]), names(unread)), ("id score".into(), "when tags".into()), "{format}");
+        let page = std::fs::read_to_string(workplace.path("page.html")).unwrap();
+        assert!(page.contains("not read: holds"), "{format}");
+
+        let validated = workplace.json(&["data", "validate", format]);
+        assert_eq!((&validated["bad_rows"], names(&validated["dataset"]["unread"])), (&0.into(), "when tags".into()));
+        std::fs::write(workplace.path("rules.toml"), "[columns.when]\nrequired = true\n").unwrap();
+        let (code, error) = workplace.failure(&["data", "validate", format, "--rules", "rules.toml"]);
+        assert!(code == 4 && error.contains("`when` cannot be read: it holds"), "{error}");
+
+        let measured = workplace.json(&["data", "bench", format]);
+        assert_eq!((&measured["rows"], names(&measured["unread"])), (&8.into(), "when tags".into()));
+
+        // What is kept for later is chosen, not left out.
+        let (code, error) = workplace.failure(&["data", "ingest", format, "kept"]);
+        assert!(code == 4 && error.contains("`when` cannot be read") && error.contains("--columns"), "{error}");
+        assert!(!workplace.path("kept").exists());
+        let kept = workplace.json(&["data", "ingest", format, &format!("kept-{format}"), "--columns", "id,score"]);
+        assert_eq!(kept["rows"], 8);
+    }
+}

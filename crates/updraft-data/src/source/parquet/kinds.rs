@@ -92,12 +92,13 @@ pub(super) fn kind_of(metadata: &ParquetMetaData, place: usize, leaf: &ColumnDes
     }
 }
 
-/// The leaf that is the column of a manifest: that of its name or path, or of a root with one leaf.
+/// The leaf that is the column of a manifest: that of its name or path, or of a root with one leaf; or why it cannot be read,
+/// which matters to those who want it.
 pub(super) fn place_of(
     metadata: &ParquetMetaData,
     found: &[(String, Result<Kind, String>)],
     Column { name, kind }: &Column,
-) -> Result<usize, String> {
+) -> Result<Result<usize, String>, String> {
     let leaves = metadata.file_metadata().schema_descr().columns();
     let mut of_root = leaves.iter().enumerate().filter(|(_, leaf)| leaf.path().parts().first() == Some(name));
     let named = found.iter().position(|(found, _)| found == name);
@@ -107,8 +108,13 @@ pub(super) fn place_of(
         _ => None,
     });
     let place = place.ok_or_else(|| format!("column `{name}` ({kind}) is missing"))?;
-    let is = found[place].1.clone().map_err(|reason| format!("column `{name}`: {reason}"))?;
-    let agrees = match (kind, &is) {
+    let is = match (&found[place].1, kind) {
+        (Ok(is), _) => is,
+        // What such a column was called where another file was opened.
+        (Err(reason), Kind::Bytes) => return Ok(Err(reason.clone())),
+        (Err(reason), _) => return Err(format!("column `{name}`: {reason}")),
+    };
+    let agrees = match (kind, is) {
         (kind, is) if kind == is => true,
         // Lists become what decoding finds them to be.
         (
@@ -117,5 +123,5 @@ pub(super) fn place_of(
         ) => dtype == found && leaves[place].max_rep_level() > 0,
         _ => false,
     };
-    if agrees { Ok(place) } else { Err(format!("column `{name}` is {is}, not {kind}")) }
+    if agrees { Ok(Ok(place)) } else { Err(format!("column `{name}` is {is}, not {kind}")) }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use updraft_base::units;
-use updraft_data::shards::Shards;
+use updraft_data::shards::{Shards, UnreadColumn};
 use updraft_data::{
     CacheReading, Dataset, Loader, LoaderOptions, SharedCacheReading, Shuffle, Stage, StageTimes, Tail,
 };
 use updraft_train::waits::Waits;
 
-use super::parse_bytes;
+use super::{parse_bytes, show_unread};
 use crate::context::{Answer, Caches, Context};
 use crate::failure::{Failure, Kind};
 use crate::recipe;
@@ -63,6 +63,8 @@ struct Measured {
     waits: Waits,
     /// Whether `waits` also knows the time that all threads spent on each stage.
     knows_made: bool,
+    /// Columns that were left out.
+    unread: Vec<UnreadColumn>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
@@ -131,10 +133,10 @@ fn load(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failu
 
 /// Rows of a dataset's shards, block by block.
 fn read(args: &Args, context: &Context, start_ns: u64) -> Result<Measured, Failure> {
-    let shards = Shards::open(&args.what, None, args.memory, &context.access())?;
+    let (shards, unread) = Shards::open(&args.what, None, args.memory, &context.access())?.readable()?;
     let steps = shards.blocks().min(args.steps.unwrap_or(u64::MAX));
     let task = context.progress.task("read", steps, "blocks");
-    let mut measured = Measured::default();
+    let mut measured = Measured { unread, ..Measured::default() };
     let mut asked_ns = context.clock.monotonic_ns();
     shards.read_all(steps, context.threads, |rows, bytes| {
         let now_ns = context.clock.monotonic_ns();
@@ -176,7 +178,7 @@ fn peak_memory_bytes() -> Option<u64> {
 
 fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u64>) -> Answer {
     let per_second = |count: u64, ns: u64| count as f64 / (ns.max(1) as f64 / 1e9);
-    let Measured { steps, rows, bytes, first_ns, elapsed_ns, waited_ns, waits, knows_made } = measured;
+    let Measured { steps, rows, bytes, first_ns, elapsed_ns, waited_ns, waits, knows_made, unread } = measured;
     let rows_per_second = per_second(*rows, *elapsed_ns);
     let rows_per_cpu_second = cpu_ns.filter(|ns| *ns > 0).map(|ns| per_second(*rows, ns));
     let mut text = format!("{rows} rows in {steps} steps on {} threads\n", context.threads);
@@ -216,6 +218,7 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         }
         line("cache in Redis", text);
     }
+    text.push_str(&show_unread(unread));
     let mut waits_json = json!(waits);
     if !knows_made {
         waits_json["stalls"]["made"] = Value::Null;
@@ -226,6 +229,7 @@ fn answer(args: &Args, context: &Context, measured: &Measured, cpu_ns: Option<u6
         "bytes_per_second": per_second(*bytes, *elapsed_ns), "cpu_ns": cpu_ns,
         "rows_per_cpu_second": rows_per_cpu_second, "peak_memory_bytes": peak_memory_bytes, "first_batch_ns": first_ns, "waited_ns": waited_ns,
         "stalls": waits_json["stalls"], "waits": waits_json, "metrics": wait_metrics("load", waits), "cache": cache, "shared_cache": shared,
+        "unread": unread,
     });
     Answer { text, json }
 }

@@ -12,7 +12,7 @@ use updraft_data::manifest::Manifest;
 use updraft_data::shards::Shards;
 use updraft_data::write::WriteOptions;
 
-use super::{check_outside, is_same_place, parse_bytes};
+use super::{check_outside, check_read, is_same_place, parse_bytes};
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 
@@ -126,6 +126,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     }
     let shards = Shards::open(&args.source, None, args.memory / 2, &context.access())?;
     check_outside(&args.source, &shards, &args.target)?;
+    let asked = if args.columns.is_empty() { shards.schema.names() } else { args.columns.clone() };
+    check_read(&shards.unread(), &asked)
+        .map_err(|failure| failure.hint("`--columns` says which columns are wanted"))?;
     let target = context.objects(&args.target)?;
     check_target(&target)?;
     let options = IngestOptions {

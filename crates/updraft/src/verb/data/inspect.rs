@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use updraft_base::units;
-use updraft_data::shards::Shards;
+use updraft_data::shards::{Shards, UnreadColumn};
 use updraft_data::statistics::{ColumnStatistics, NumberStatistics, is_label};
 use updraft_data::{Cells, Kind as CellKind, PartialCells, personal};
 
-use super::{label_of, parse_bytes, summarized};
+use super::{label_of, parse_bytes, show_unread, summarized};
 use crate::context::{Answer, Context};
 use crate::failure::Failure;
 use crate::output;
@@ -56,20 +56,21 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     if let Some(path) = &args.html {
         output::check_writable(path)?;
     }
-    let shards = Shards::open(&args.url, None, args.memory, &context.access())?;
+    let (shards, unread) = Shards::open(&args.url, None, args.memory, &context.access())?.readable()?;
     let known = if args.full { None } else { shards.statistics() };
     let is_of_manifest = known.is_some();
     let statistics = match known {
         Some(statistics) => statistics,
         None => summarized(&shards.readers, context)?,
     };
-    let card = card(&args.url, &shards, context);
+    let card = card(&args.url, &shards, unread, context);
     let label = label_of(&statistics);
     if let Some(path) = &args.html {
         let samples = samples(&shards, args.samples)?;
         output::write(path, inspect_page(&card, &statistics, label, &samples).as_bytes())?;
     }
     let mut text = show(&card, &statistics, label, args.html.as_ref());
+    text.push_str(&show_unread(&card.unread));
     if label.is_none()
         && let Some(uncounted) = statistics.iter().find(|s| is_label(&s.column))
     {
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
 }
 
 /// What there is to say of the dataset as a whole.
-pub(super) fn card(url: &str, shards: &Shards, context: &Context) -> DatasetCard {
+pub(super) fn card(url: &str, shards: &Shards, unread: Vec<UnreadColumn>, context: &Context) -> DatasetCard {
     let mut formats: Vec<String> = shards.facts.iter().map(|f| f.format.name().to_owned()).collect();
     formats.dedup();
     DatasetCard {
@@ -97,6 +98,7 @@ pub(super) fn card(url: &str, shards: &Shards, context: &Context) -> DatasetCard
         rows: shards.readers.iter().map(|r| r.rows()).sum(),
         bytes: shards.facts.iter().map(|f| f.bytes).sum(),
         columns: shards.schema.columns.iter().map(|c| (c.name.clone(), c.kind.to_string())).collect(),
+        unread,
         shards: shards
             .facts
             .iter()

@@ -11,7 +11,7 @@ use updraft_data::validate::{Check, Rules, ValidateOptions, Validation, earlier_
 use updraft_data::{DataError, ShardFormat, ShardReader};
 
 use super::inspect::{card, column_json};
-use super::{check_outside, label_of, malformed, parse_bytes, read_text, summarized};
+use super::{check_outside, check_read, label_of, malformed, parse_bytes, read_text, show_unread, summarized};
 use crate::context::{Answer, Context};
 use crate::failure::{Failure, Kind};
 use crate::output;
@@ -74,7 +74,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         output::check_writable(path)?;
     }
     let access = context.access();
-    let shards = Shards::open(&args.url, None, args.memory, &access).map_err(failure)?;
+    let (shards, unread) = Shards::open(&args.url, None, args.memory, &access).and_then(Shards::readable).map_err(failure)?;
+    check_read(&unread, rules.columns.keys().chain(&rules.label).chain(&rules.identity))?;
     if let Some(target) = &args.quarantine {
         check_outside(&args.url, &shards, target)?;
     }
@@ -83,7 +84,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
     let before = args.against.as_ref().map(|against| statistics_before(args, against, context)).transpose()?;
     let mut apart: Vec<Vec<Arc<dyn ShardReader>>> = Vec::new();
     for url in &args.apart_from {
-        apart.push(Shards::open(url, None, args.memory, &access).map_err(failure)?.readers);
+        let (other, _) = Shards::open(url, None, args.memory, &access).and_then(Shards::readable).map_err(failure)?;
+        apart.push(other.readers);
     }
     let options = ValidateOptions {
         threads: context.threads,
@@ -97,7 +99,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         validate(&shards.readers, &rules, &options, |done| task.at(done, String::new)).map_err(failure)?;
     task.finish();
     validation.checks.extend(changed_shards(&shards, context)?);
-    let card = card(&args.url, &shards, context);
+    let card = card(&args.url, &shards, unread, context);
     if let Some(path) = &args.html {
         let of_rules = |name: &String| validation.statistics.iter().find(|s| s.column == *name && s.values.is_some());
         let label = match &rules.label {
@@ -125,7 +127,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
             None => check.name.clone(),
         })
         .collect();
-    let text = show(&validation, quarantined.as_ref(), args);
+    let mut text = show(&validation, quarantined.as_ref(), args);
+    text.push_str(&show_unread(&card.unread));
     let checks: Vec<Value> = validation
         .checks
         .iter()
@@ -189,7 +192,7 @@ fn statistics_before(args: &Args, against: &str, context: &Context) -> Result<Ve
         }
         Err(_) => against,
     };
-    let shards = Shards::open(url, None, args.memory, &access)?;
+    let (shards, _) = Shards::open(url, None, args.memory, &access)?.readable()?;
     match shards.statistics() {
         Some(statistics) => Ok(statistics),
         None => summarized(&shards.readers, context),
