@@ -103,7 +103,8 @@ impl Shards {
                 reasons.entry(at).or_insert(reason);
             }
         }
-        let named = |(at, reason): (usize, String)| UnreadColumn { column: self.schema.columns[at].name.clone(), reason };
+        let named =
+            |(at, reason): (usize, String)| UnreadColumn { column: self.schema.columns[at].name.clone(), reason };
         reasons.into_iter().map(named).collect()
     }
 

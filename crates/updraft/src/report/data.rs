@@ -3,8 +3,8 @@
 use maud::{Markup, PreEscaped, html};
 use serde::Serialize;
 use updraft_base::units;
-use updraft_data::statistics::{Bar, CellValue, ColumnStatistics, NumberStatistics};
 use updraft_data::shards::UnreadColumn;
+use updraft_data::statistics::{Bar, CellValue, ColumnStatistics, NumberStatistics};
 use updraft_data::validate::{Check, Validation};
 
 use super::chart::{count_chart, histogram, share_chart};

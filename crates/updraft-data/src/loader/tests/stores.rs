@@ -201,7 +201,8 @@ fn what_a_mixture_needs_is_known_before_it_is_read() {
                 assert!(uses.is_sorted_by_key(|(_, steps)| steps.start));
                 let mut seen: std::collections::BTreeSet<(usize, u64)> = Default::default();
                 for step in epoch * steps..(epoch + 1) * steps {
-                    for sample in planner.batch(&dataset, step, &mut Stopwatch::start(None), &|| false).unwrap().samples {
+                    for sample in planner.batch(&dataset, step, &mut Stopwatch::start(None), &|| false).unwrap().samples
+                    {
                         let block = starts.iter().rposition(|start| *start <= sample).unwrap();
                         assert!(uses.iter().any(|(b, of)| *b == block && of.contains(&step)), "{shuffle:?}: {step}");
                         seen.insert((block, step));

@@ -74,7 +74,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<Answer, Failure> {
         output::check_writable(path)?;
     }
     let access = context.access();
-    let (shards, unread) = Shards::open(&args.url, None, args.memory, &access).and_then(Shards::readable).map_err(failure)?;
+    let (shards, unread) =
+        Shards::open(&args.url, None, args.memory, &access).and_then(Shards::readable).map_err(failure)?;
     check_read(&unread, rules.columns.keys().chain(&rules.label).chain(&rules.identity))?;
     if let Some(target) = &args.quarantine {
         check_outside(&args.url, &shards, target)?;
