@@ -87,8 +87,7 @@ fn place(text: &str) -> PathBuf {
 fn check_outside(source: &str, shards: &Shards, target: &str) -> Result<(), Failure> {
     let is_listed = shards.version.is_none() && shards.facts.iter().all(|facts| facts.format != ShardFormat::Mds);
     let (source, target) = (place(source), place(target));
-    let is_hidden =
-        |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"_") || name.as_encoded_bytes().starts_with(b".");
+    let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
     match target.strip_prefix(&source) {
         Ok(below) if is_listed && !below.iter().any(is_hidden) => {
             let message = format!("{} lies within the data of {}", target.display(), source.display());

@@ -247,7 +247,7 @@ fn the_page_of_a_table_shows_what_is_missing_and_every_column_by_name() {
     assert_eq!(answer["columns"][0]["missing"], 1);
     let page = std::fs::read_to_string(workplace.path("page.html")).unwrap();
     let samples = page.split("<h2>Samples</h2>").nth(1).unwrap().split("</section>").next().unwrap();
-    for shown in ["<th>age</th>", "<th>note</th>", ">missing</span>", "&lt;b&gt;bold", "long…", "table.csv"] {
+    for shown in ["<th>age</th>", "<th>note</th>", ">missing</span>", "&lt;b&gt;bold", "long …", "table.csv"] {
         assert!(samples.contains(shown), "{shown}: {samples}");
     }
     assert!(!page.contains("ada@example.org"), "what is personal is masked before it is cut");
@@ -270,8 +270,8 @@ fn nothing_is_written_among_the_files_that_are_read() {
         assert_eq!(std::fs::read_dir(workplace.path("source")).unwrap().count(), 1, "{arguments:?}");
     }
     // A folder that is passed over is beside the data, and one below a dataset with a manifest is not looked at.
-    workplace.json(&["data", "ingest", "source", "source/_set"]);
-    workplace.json(&["data", "ingest", "source", "source/_set/below"]);
+    workplace.json(&["data", "ingest", "source", "source/.set"]);
+    workplace.json(&["data", "ingest", "source", "source/.set/below"]);
     assert_eq!(workplace.json(&["data", "inspect", "source"])["dataset"]["rows"], 2);
 }
 

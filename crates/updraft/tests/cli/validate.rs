@@ -83,7 +83,8 @@ fn nothing_of_others_is_written_over() {
         (vec!["data", "ingest", "source", "./source"], "source and target are the same"),
         (vec!["data", "ingest", "source", here.to_str().unwrap()], "source and target are the same"),
         (vec!["data", "ingest", "source", "foreign"], "index.json: lists shards that were not ingested here"),
-        (vec!["data", "validate", "source", "--quarantine", "source"], "a.csv: is no quarantine"),
+        (vec!["data", "validate", "source", "--quarantine", "foreign"], "index.json: is no quarantine"),
+        (vec!["data", "validate", "source", "--quarantine", "source"], "lies within the data of"),
     ] {
         let (_, message) = workplace.failure(&arguments);
         assert!(message.contains(expected), "{message}");
