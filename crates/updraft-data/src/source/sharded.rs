@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use updraft_base::Digest;
 use updraft_graph::{DType, Tensor};
@@ -66,6 +66,33 @@ pub(crate) struct Sharded {
     /// The shards whose bytes were found to be what they should, where that is asked for.
     verified: Option<Mutex<HashSet<usize>>>,
     cache: Mutex<Cache>,
+    unpacking: Mutex<Unpacking>,
+    unpacked: Condvar,
+}
+
+/// Blocks that are being decoded, each as it lies in the file and as it becomes.
+#[derive(Default)]
+struct Unpacking {
+    blocks: u64,
+    bytes: u64,
+}
+
+/// Blocks that may be decoded at the same time however large they are: fewer would leave a processor idle.
+const UNPACKED_TOGETHER: u64 = 2;
+
+/// A place among those that decode, until it is dropped.
+struct Turn<'a> {
+    source: &'a Sharded,
+    bytes: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut now = self.source.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        (now.blocks, now.bytes) = (now.blocks - 1, now.bytes.saturating_sub(self.bytes));
+        drop(now);
+        self.source.unpacked.notify_all();
+    }
 }
 
 #[derive(Default)]
@@ -164,6 +191,8 @@ impl Sharded {
             request_bytes,
             verified: verify.then(Mutex::default),
             cache,
+            unpacking: Mutex::default(),
+            unpacked: Condvar::new(),
         };
         for at in 0..sharded.shards.len() {
             if let Some(reader) = sharded.shards[at].reader.take().filter(|_| !verify) {
@@ -244,7 +273,9 @@ impl Sharded {
         }
         cache.spent.remove(&block);
         while cache.kept_bytes + bytes > self.memory_bytes {
-            let oldest = cache.kept.iter().min_by_key(|(_, k)| k.last_read).map(|(block, _)| *block);
+            // Letting go of what a thread holds would free nothing.
+            let oldest = cache.kept.iter().min_by_key(|(_, k)| (Arc::strong_count(&k.block) > 1, k.last_read));
+            let oldest = oldest.map(|(block, _)| *block);
             let Some(kept) = oldest.and_then(|block| cache.kept.remove(&block)) else { break };
             cache.kept_bytes -= kept.bytes;
         }
@@ -263,7 +294,9 @@ impl Sharded {
         let shard = self.shard_of(index);
         let first = self.starts[index] - self.starts[self.shard_blocks[shard]];
         let rows: Vec<u64> = (first..first + self.block_rows[index]).collect();
+        let turn = self.turn(index);
         let read = self.reader(shard).and_then(|reader| reader.read(&self.columns, &rows));
+        drop(turn);
         let columns = read.inspect_err(|_| {
             let mut cache = self.cache();
             if let Some(kept) = cache.kept.remove(&index) {
@@ -279,6 +312,19 @@ impl Sharded {
         }
         block.columns.set(columns).ok();
         Ok(())
+    }
+
+    /// A place among those that decode a block, once there is room for one: what all decode at the same time takes a quarter
+    /// of the memory, unless two blocks are more.
+    fn turn(&self, block: usize) -> Turn<'_> {
+        let bytes = self.block_bytes[block].saturating_mul(2);
+        let is_full = |now: &mut Unpacking| {
+            now.blocks >= UNPACKED_TOGETHER && now.bytes.saturating_add(bytes) > self.memory_bytes / 4
+        };
+        let now = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.unpacked.wait_while(now, is_full).unwrap_or_else(PoisonError::into_inner);
+        (now.blocks, now.bytes) = (now.blocks + 1, now.bytes.saturating_add(bytes));
+        Turn { source: self, bytes }
     }
 
     /// Bytes that reading some rows of a block alone counts as; all there are where they cannot be.
