@@ -62,6 +62,8 @@ pub(crate) struct Sharded {
     /// The same, largest first.
     sorted_bytes: Vec<u64>,
     memory_bytes: u64,
+    /// Whether memory has room for all blocks, so that none is let go of.
+    keeps_all: bool,
     request_bytes: u64,
     /// The shards whose bytes were found to be what they should, where that is asked for.
     verified: Option<Mutex<HashSet<usize>>>,
@@ -173,6 +175,7 @@ impl Sharded {
         }
         let mut sorted_bytes = block_bytes.clone();
         sorted_bytes.sort_unstable_by(|a, b| b.cmp(a));
+        let keeps_all = block_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)) <= memory_bytes;
         let open = Mutex::new(Open::default());
         let cache = Mutex::new(Cache::default());
         let mut sharded = Sharded {
@@ -188,6 +191,7 @@ impl Sharded {
             block_bytes,
             sorted_bytes,
             memory_bytes,
+            keeps_all,
             request_bytes,
             verified: verify.then(Mutex::default),
             cache,
@@ -420,11 +424,13 @@ impl Source for Sharded {
         for (at, column) in columns.iter().enumerate() {
             let kept = sources.iter().filter_map(|block| block.columns.get().and_then(|c| c.get(*column)));
             let cells: Vec<&Cells> = kept.chain(parts.iter().map(|part| &part[at])).collect();
-            out.push(collect(&cells, &picks).map_err(|reason| DataError::Sample {
+            let cells = collect(&cells, &picks).map_err(|reason| DataError::Sample {
                 sample: rows.first().map_or_else(String::new, |row| self.row_name(*row)),
                 column: self.schema.columns[self.columns[*column]].name.clone(),
                 reason,
-            })?);
+            })?;
+            // A block that is let go of is free only when no cell points into it.
+            out.push(if self.keeps_all || sources.is_empty() { cells } else { cells.compact() });
         }
         Ok(out)
     }
